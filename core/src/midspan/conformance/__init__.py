@@ -1,0 +1,1 @@
+"""The suite that holds a device against the reference."""

@@ -1,0 +1,1 @@
+"""What callers ask of generation, and how it becomes sampling numbers."""

@@ -1,0 +1,1 @@
+"""The graph language: builder, validation, printing, serialization, passes."""

@@ -1,0 +1,63 @@
+"""The contract between the core and every plugin.
+
+Plain data and protocols: importing it loads numpy and nothing heavier, and no
+name in it belongs to a vendor. A third party can import all of it from here.
+"""
+
+from __future__ import annotations
+
+from midspan.interface.batch import Adjustments, Batch, SamplingBatch
+from midspan.interface.cache import Cache, CacheGroup, CacheLayout
+from midspan.interface.capabilities import Capabilities
+from midspan.interface.collectives import Collectives
+from midspan.interface.device import Bounds, Device, DeviceInfo, MemoryReport
+from midspan.interface.graph import Attribute, Dim, Graph, Node, Value, Weight
+from midspan.interface.hooks import hookimpl, hookspec
+from midspan.interface.kernel import Kernel, KernelSite, No, NodePlacement, Placement, Support, Yes
+from midspan.interface.operations import OPERATIONS, Operation
+from midspan.interface.plugin import DevicePlugin, Found, Unavailable
+from midspan.interface.program import Logprobs, Program, StepOutput, StepResult
+from midspan.interface.version import INTERFACE_VERSION
+from midspan.interface.weights import PackedTensor, WeightSource
+
+__all__ = [
+    "INTERFACE_VERSION",
+    "OPERATIONS",
+    "Adjustments",
+    "Attribute",
+    "Batch",
+    "Bounds",
+    "Cache",
+    "CacheGroup",
+    "CacheLayout",
+    "Capabilities",
+    "Collectives",
+    "Device",
+    "DeviceInfo",
+    "DevicePlugin",
+    "Dim",
+    "Found",
+    "Graph",
+    "Kernel",
+    "KernelSite",
+    "Logprobs",
+    "MemoryReport",
+    "No",
+    "Node",
+    "NodePlacement",
+    "Operation",
+    "PackedTensor",
+    "Placement",
+    "Program",
+    "SamplingBatch",
+    "StepOutput",
+    "StepResult",
+    "Support",
+    "Unavailable",
+    "Value",
+    "Weight",
+    "WeightSource",
+    "Yes",
+    "hookimpl",
+    "hookspec",
+]

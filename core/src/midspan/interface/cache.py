@@ -1,0 +1,104 @@
+"""The KV cache as the core sees it: numbered blocks in groups.
+
+The core counts blocks and hands out their numbers; what a block looks like on
+the device is the device's own choice. Data leaves and enters only in the
+canonical layout, which is how a request moves between devices.
+
+Block 0 of every group is the padding block: the core never gives it to a
+request, tables are padded with it, and a device may write rubbish there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+PADDING_BLOCK = 0
+"""The block that belongs to nobody, in every group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheGroup:
+    """Layers that keep the same tokens and so share block tables.
+
+    Attributes:
+        name: ``"full"``, ``"window.4096"``; part of graph input names.
+        layers: number of attention layers in the group; a node's ``layer`` is
+            an index below it.
+        kv_heads: key/value heads of each layer.
+        key_size: width of one key head.
+        value_size: width of one value head.
+        window: a token sees this many tokens at most, itself included; None means all.
+    """
+
+    name: str
+    layers: int
+    kv_heads: int
+    key_size: int
+    value_size: int
+    window: int | None = None
+
+    def values_per_token(self) -> int:
+        """Numbers kept for one token over all layers of the group."""
+        return self.layers * self.kv_heads * (self.key_size + self.value_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheLayout:
+    """What to allocate.
+
+    Attributes:
+        groups: from the graph.
+        block_size: tokens per block, the same in all groups.
+        dtype: element type, one of the device's ``cache_dtypes``.
+    """
+
+    groups: tuple[CacheGroup, ...]
+    block_size: int
+    dtype: str
+
+
+class Cache(Protocol):
+    """Blocks on a device. Made by ``Device.allocate_cache``.
+
+    Canonical layout, for reading and writing: ``[layers, 2, blocks, block_size,
+    kv_heads, head_size]``, float32, keys at index 0 and values at index 1 of the
+    second axis (for groups whose key and value sizes differ, the smaller is padded
+    with zeros at its end).
+    """
+
+    layout: CacheLayout
+    blocks: tuple[int, ...]
+    """Blocks allocated for each group, the padding block included."""
+
+    def read(self, group: str, blocks: Sequence[int]) -> NDArray[np.float32]:
+        """Copy blocks to the host in the canonical layout."""
+        ...
+
+    def write(self, group: str, blocks: Sequence[int], data: NDArray[np.float32]) -> None:
+        """Fill blocks from the canonical layout."""
+        ...
+
+    def copy(self, group: str, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks on the device, each pair (from, to), all layers."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Bytes that the cache may come to occupy."""
+        ...
+
+    def close(self) -> None:
+        """Give the memory back. Reading afterwards is an error."""
+        ...
+
+
+def block_bytes(group: CacheGroup, block_size: int, element_bytes: int) -> int:
+    """Bytes of one block of a group, for a device that adds no padding of its own."""
+    return group.values_per_token() * block_size * element_bytes
+
+
+CacheArray = NDArray[Any]

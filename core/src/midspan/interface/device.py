@@ -1,0 +1,114 @@
+"""A device: memory, and a compiler from graphs to programs.
+
+That is all that the core needs of hardware. The core has one model runner for
+all devices; a device never sees a request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from midspan.interface.cache import Cache, CacheLayout
+from midspan.interface.capabilities import Capabilities
+from midspan.interface.collectives import Collectives
+from midspan.interface.graph import Graph
+from midspan.interface.program import Program
+from midspan.interface.weights import WeightSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceInfo:
+    """One device that a probe found.
+
+    Attributes:
+        id: what people write after ``--device``: the plugin's name, or ``name:index``.
+        description: for people: product and size.
+        memory_bytes: memory that the device has in all.
+        preference: ``--device auto`` takes the highest; the portable fallback has 0.
+    """
+
+    id: str
+    description: str
+    memory_bytes: int
+    preference: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryReport:
+    """Memory of a device now, in bytes.
+
+    Attributes:
+        total_bytes: all that the device has.
+        free_bytes: what can still be taken without harm to others.
+        used_bytes: what this process took through this device.
+    """
+
+    total_bytes: int
+    free_bytes: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """Limits that a program is compiled for; a batch never exceeds them.
+
+    Attributes:
+        max_tokens: T of a step.
+        max_requests: B of a step.
+        max_context: tokens of one request.
+        max_sampled_rows: S of a step.
+        block_size: tokens per cache block.
+        dtype: what ``"activation"`` stands for, one of ``Capabilities.dtypes``.
+        cache_dtype: one of ``Capabilities.cache_dtypes``.
+        kernels: operation -> kernel name that must serve it, where it supports the node.
+        strict: a portable fallback is an error.
+    """
+
+    max_tokens: int
+    max_requests: int
+    max_context: int
+    max_sampled_rows: int
+    block_size: int
+    dtype: str
+    cache_dtype: str
+    kernels: dict[str, str] = field(default_factory=dict)
+    strict: bool = False
+
+
+class Device(Protocol):
+    """An opened device."""
+
+    info: DeviceInfo
+    capabilities: Capabilities
+    collectives: Collectives | None
+
+    def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> Program:
+        """Turn a graph into a program, with its weights on the device.
+
+        Raises:
+            UnsupportedOperation: a node that nothing here can execute.
+            OutOfDeviceMemory: the weights do not fit.
+            CheckpointError: from the weight source.
+        """
+        ...
+
+    def allocate_cache(self, layout: CacheLayout, blocks: tuple[int, ...]) -> Cache:
+        """Allocate blocks for each group of the layout, the padding block included.
+
+        Raises:
+            OutOfDeviceMemory: they do not fit.
+        """
+        ...
+
+    def memory(self) -> MemoryReport:
+        """Memory now."""
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything that was started has finished."""
+        ...
+
+    def close(self) -> None:
+        """Release all; programs and caches of this device are invalid afterwards."""
+        ...

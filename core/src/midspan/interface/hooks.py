@@ -1,0 +1,36 @@
+"""The hooks by which installed packages extend Midspan.
+
+A package names a module in the entry-point group ``midspan.plugins``; the
+module implements any of these hooks with ``@hookimpl``. Hooks are called at
+start-up only, never in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pluggy
+
+from midspan.interface.plugin import DevicePlugin
+
+PROJECT = "midspan"
+ENTRY_POINT_GROUP = "midspan.plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def midspan_devices() -> Sequence[DevicePlugin]:  # type: ignore[empty-body]
+    """Kinds of hardware that this package brings."""
+
+
+@hookspec
+def midspan_architectures() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Model architectures: published class name -> builder(config, graph_builder)."""
+
+
+@hookspec
+def midspan_commands(app: Any) -> None:
+    """Add commands to the command line; ``app`` is the Typer application."""

@@ -1,0 +1,53 @@
+"""What a device plugin's entry point leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+from midspan.interface.device import Device, DeviceInfo
+
+
+@dataclass(frozen=True)
+class Found:
+    """The probe found hardware.
+
+    Attributes:
+        devices: at least one.
+    """
+
+    devices: tuple[DeviceInfo, ...]
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """The probe found none; said to people as it is.
+
+    Attributes:
+        reason: what is missing.
+        remedy: what to do about it.
+    """
+
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DevicePlugin:
+    """A kind of hardware.
+
+    Attributes:
+        name: what people write after ``--device``; lower case, unique.
+        interface: the ``INTERFACE_VERSION`` that the plugin was built against.
+        probe: looks for devices; cheap (below 0.1 s) and imports no vendor library.
+        open: opens one of the found devices, with options of the plugin's own from
+            ``--device-option key=value``; an unknown key is a ``SettingsError``.
+        description: one line for people.
+    """
+
+    name: str
+    interface: tuple[int, int]
+    probe: Callable[[], Union[Found, Unavailable]]
+    open: Callable[[DeviceInfo, Mapping[str, str]], Device]
+    description: str = ""

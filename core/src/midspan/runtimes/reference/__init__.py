@@ -1,0 +1,1 @@
+"""The numpy runtime: the definition of every operation, and a device."""

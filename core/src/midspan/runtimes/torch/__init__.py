@@ -1,0 +1,1 @@
+"""The torch runtime: straight-line code over torch operations."""

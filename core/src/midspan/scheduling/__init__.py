@@ -1,0 +1,1 @@
+"""Which tokens run in which step, in which blocks: ints only."""

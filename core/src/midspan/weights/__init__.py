@@ -1,0 +1,1 @@
+"""Checkpoints: finding a model, reading its weights."""
