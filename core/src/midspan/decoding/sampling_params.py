@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from midspan.errors import InvalidRequest
 
@@ -65,7 +65,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     bad_words: Sequence[str] = ()
     allowed_token_ids: Sequence[int] | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logit_bias: Mapping[int, float] | None = None
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
@@ -80,8 +80,6 @@ class SamplingParams:
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         if self.allowed_token_ids is not None:
             object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
-        if self.logit_bias is None:
-            object.__setattr__(self, "logit_bias", {})
         self._check_numbers()
         self._check_lists()
 
@@ -133,8 +131,8 @@ class SamplingParams:
                 raise InvalidRequest("allowed_token_ids must not be empty.", parameter="allowed_token_ids")
             for token in self.allowed_token_ids:
                 _integer("allowed_token_ids", token, 0, 2**31 - 1)
-        _at_most("logit_bias", self.logit_bias, MAX_LOGIT_BIAS)
-        for token, bias in self.logit_bias.items():
+        _at_most("logit_bias", self.logit_bias or {}, MAX_LOGIT_BIAS)
+        for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0, 2**31 - 1)
             _number("logit_bias", bias, -100.0, 100.0)
 
