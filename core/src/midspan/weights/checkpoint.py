@@ -1,0 +1,109 @@
+"""Opening a model that lies on this machine, whichever way it is stored.
+
+It chooses between a folder in the published layout (``config.json`` and
+safetensors) and a GGUF file, and knows no container itself. It finds nothing and
+downloads nothing: ``resolve`` does.
+
+Invariant: nothing is ever unpickled; a folder of pickled weights is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from midspan.errors import CheckpointError, ModelNotFound, UnsupportedModel
+from midspan.weights.gguf_checkpoint import open_gguf_checkpoint
+from midspan.weights.safetensors_checkpoint import find_safetensors
+from midspan.weights.stored_tensor import Checkpoint, StoredTensor
+
+__all__ = ["Checkpoint", "StoredTensor", "only_gguf_file", "open_checkpoint"]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a model for reading.
+
+    Args:
+        path: a folder with ``config.json`` and safetensors, a folder whose only model is one
+            ``.gguf`` file, or a ``.gguf`` file.
+
+    Returns:
+        The checkpoint. Only headers were read; tensors stay mapped.
+
+    Raises:
+        ModelNotFound: there is nothing at the path.
+        CheckpointError: files are missing, damaged or contradict each other.
+        UnsupportedModel: the files are in a format, or of a model, that cannot be read here.
+    """
+    if path.is_file():
+        return open_gguf_checkpoint(path)
+    if not path.is_dir():
+        raise ModelNotFound(f"There is no file or folder {path}.", remedy="Check the path.")
+    alone = only_gguf_file(path)
+    return open_gguf_checkpoint(alone) if alone is not None else _open_folder(path)
+
+
+def only_gguf_file(folder: Path) -> Path | None:
+    """The one ``.gguf`` file of a folder that has no safetensors; None otherwise."""
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.safetensors.index.json")):
+        return None
+    files = sorted(path for path in folder.glob("*.gguf") if path.is_file())
+    return files[0] if len(files) == 1 else None
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    tensors = find_safetensors(folder)
+    if not tensors:
+        raise _without_safetensors(folder)
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} has weights and no config.json, which says what model they are.",
+            remedy="Download the folder again; it must hold config.json, the safetensors and the tokenizer's files.",
+        )
+    config = _read_object(folder / "config.json")
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise UnsupportedModel(
+            f"{folder} is quantized with {method or 'an unnamed method'}, which cannot be read from safetensors here.",
+            remedy="Take the unquantized model, or a GGUF file of it.",
+        )
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        path=folder,
+        config=config,
+        generation_config=_read_object(generation) if generation.is_file() else {},
+        tensors=tensors,
+    )
+
+
+def _without_safetensors(folder: Path) -> UnsupportedModel | CheckpointError:
+    gguf_files = sorted(path.name for path in folder.glob("*.gguf"))
+    if gguf_files:
+        return CheckpointError(
+            f"{folder} has {len(gguf_files)} GGUF files: {', '.join(gguf_files[:8])}.",
+            remedy="Name one of the files instead of the folder.",
+        )
+    pickled = sorted({path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)})
+    if pickled:
+        return UnsupportedModel(
+            f"{folder} has its weights in {pickled[0]} only, a pickle: that can run any code and is never opened.",
+            remedy="Convert the model to safetensors (transformers' save_pretrained does), or download it as such.",
+        )
+    return CheckpointError(
+        f"{folder} holds no model: neither safetensors nor a GGUF file.",
+        remedy="Check the path, or download the model again.",
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is no valid JSON: {error}.", remedy="It is damaged or half downloaded: download it again."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is no JSON object.", remedy="Download it again.")
+    return content

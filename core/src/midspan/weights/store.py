@@ -1,0 +1,155 @@
+"""A checkpoint's tensors in the shape that a graph asks for.
+
+It joins rows, unpacks what the device did not claim, checks shapes and counts
+what was read. It knows no device and no operation: what a device takes packed is
+given to it as names of formats.
+
+Invariants: a weight stays packed only as a matrix whose sources all have the same claimed
+format; vectors are always dense; a dense weight that is one stored tensor of a
+travelling type is a view of the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midspan.errors import CheckpointError, UnsupportedModel
+from midspan.interface.graph import Weight
+from midspan.interface.weights import DENSE, PackedTensor
+from midspan.weights.quantization import dequantize
+from midspan.weights.stored_tensor import DENSE_DTYPES, Checkpoint, StoredTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadProgress:
+    """How far the loading of weights is.
+
+    Attributes:
+        tensor: the weight that was loaded last.
+        bytes_done: bytes of the checkpoint's tensors that were read.
+        bytes_total: bytes of all its tensors; what a graph does not use is never read.
+    """
+
+    tensor: str
+    bytes_done: int
+    bytes_total: int
+
+
+class CheckpointWeights:
+    """A ``WeightSource`` over a checkpoint.
+
+    Args:
+        checkpoint: an opened model.
+        quantizations: packed formats that the device takes, ``Capabilities.quantizations``.
+        dtype: element type of weights that must be unpacked, a key of ``DENSE_DTYPES``; a device
+            that computes in bfloat16 saves half of the memory by asking for it. Weights that
+            are stored dense keep their type.
+        report: called after each load.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        quantizations: tuple[str, ...],
+        dtype: str = "float32",
+        report: Callable[[LoadProgress], None] | None = None,
+    ) -> None:
+        if dtype not in DENSE_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DENSE_DTYPES)}, not {dtype!r}")
+        self._checkpoint = checkpoint
+        self._quantizations = frozenset(quantizations)
+        self._dtype = dtype
+        self._report = report
+        self._read: set[str] = set()
+        self._bytes_done = 0
+        self._bytes_total = checkpoint.nbytes
+
+    def load(self, weight: Weight) -> PackedTensor:
+        """Content of a graph weight, its sources joined along the rows.
+
+        Args:
+            weight: name, shape and sources.
+
+        Returns:
+            Packed in a claimed format, or dense.
+
+        Raises:
+            CheckpointError: a source is missing, or the joined shape is another than the weight's.
+            UnsupportedModel: a source has an element type that no weight can have.
+        """
+        sources = [self._find(name, weight) for name in weight.sources or (weight.name,)]
+        self._check_shape(weight, sources)
+        loaded = self._join(weight, sources)
+        self._count(weight, sources)
+        return loaded
+
+    def _find(self, name: str, weight: Weight) -> StoredTensor:
+        tensor = self._checkpoint.tensors.get(name)
+        if tensor is not None:
+            return tensor
+        near = difflib.get_close_matches(name, list(self._checkpoint.tensors), n=3)
+        wanted = "" if name == weight.name else f", a part of '{weight.name}'"
+        raise CheckpointError(
+            f"{self._checkpoint.path} has no tensor '{name}'{wanted}."
+            + (f" Near names: {', '.join(near)}." if near else ""),
+            remedy="The model is incomplete, or its config is of another architecture: download it again.",
+        )
+
+    def _check_shape(self, weight: Weight, sources: list[StoredTensor]) -> None:
+        tails = {source.shape[1:] for source in sources}
+        scalar = any(not source.shape for source in sources)
+        joined = None if len(tails) > 1 or scalar else (sum(source.shape[0] for source in sources), *tails.pop())
+        if joined == weight.shape or (len(sources) == 1 and sources[0].shape == weight.shape):
+            return
+        found = " + ".join(f"'{source.name}' {list(source.shape)}" for source in sources)
+        raise CheckpointError(
+            f"{self._checkpoint.path}: weight '{weight.name}' must have the shape {list(weight.shape)} "
+            f"and the file holds {found}.",
+            remedy="config.json and weights belong to different models or versions: download both again.",
+        )
+
+    def _join(self, weight: Weight, sources: list[StoredTensor]) -> PackedTensor:
+        formats = {source.format for source in sources}
+        kind = formats.pop() if len(formats) == 1 else None
+        if kind in self._quantizations and len(weight.shape) == 2:
+            blocks = [source.packed().parts["blocks"] for source in sources]
+            joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+            return PackedTensor(name=weight.name, shape=weight.shape, format=str(kind), parts={"blocks": joined})
+        arrays = [self._dense(source) for source in sources]
+        if len(arrays) > 1:
+            types = {array.dtype for array in arrays}
+            common = types.pop() if len(types) == 1 else DENSE_DTYPES["float32"]
+            data = np.concatenate([array.astype(common, copy=False) for array in arrays])
+        else:
+            data = arrays[0]
+        return PackedTensor(name=weight.name, shape=weight.shape, format=DENSE, parts={"data": data})
+
+    def _dense(self, source: StoredTensor) -> NDArray[Any]:
+        content = source.packed()
+        if source.format != DENSE:
+            return dequantize(content, self._dtype)
+        data = content.parts["data"]
+        if data.dtype in DENSE_DTYPES.values():
+            return data
+        if data.dtype == np.float64:
+            return data.astype(np.float32)
+        raise UnsupportedModel(
+            f"{self._checkpoint.path}: tensor '{source.name}' holds {data.dtype.name}, and a weight must be "
+            f"{', '.join(DENSE_DTYPES)} or float64.",
+            remedy="Its quantization cannot be read here: take the unquantized model, or a GGUF file.",
+        )
+
+    def _count(self, weight: Weight, sources: list[StoredTensor]) -> None:
+        for source in sources:
+            if source.name not in self._read:
+                self._read.add(source.name)
+                self._bytes_done += source.nbytes
+        if self._report is not None:
+            self._report(LoadProgress(tensor=weight.name, bytes_done=self._bytes_done, bytes_total=self._bytes_total))
