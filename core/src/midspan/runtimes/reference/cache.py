@@ -1,0 +1,95 @@
+"""The KV cache in numpy: the canonical layout, nearly as it is.
+
+Keys and values of a group stand in two arrays ``[layers, blocks, block_size,
+kv_heads, size]`` in the cache's element type. Knows no request. The arrays start
+as untouched zero pages, so blocks take memory when they are first written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midspan.errors import GraphError, MidspanError, OutOfDeviceMemory
+from midspan.interface.cache import CacheLayout
+from midspan.runtimes.reference.element_types import element_type
+
+Array = NDArray[Any]
+
+
+class ReferenceCache:
+    """Blocks of keys and values in numpy arrays; see ``interface.cache.Cache``.
+
+    Args:
+        layout: groups, block size and element type.
+        blocks: for each group, the padding block included.
+    """
+
+    def __init__(self, layout: CacheLayout, blocks: tuple[int, ...]) -> None:
+        if len(blocks) != len(layout.groups):
+            raise GraphError(f"{len(blocks)} block counts were given for {len(layout.groups)} cache groups")
+        self.layout = layout
+        self.blocks = blocks
+        self._arrays: dict[str, tuple[Array, Array]] = {}
+        dtype = element_type(layout.dtype)
+        for group, count in zip(layout.groups, blocks, strict=True):
+            shape = (group.layers, count, layout.block_size, group.kv_heads)
+            try:
+                keys = np.zeros((*shape, group.key_size), dtype)
+                values = np.zeros((*shape, group.value_size), dtype)
+            except MemoryError as error:
+                raise OutOfDeviceMemory(
+                    f"{count} cache blocks of group '{group.name}' do not fit into memory.",
+                    remedy="Take fewer blocks, or a smaller cache element type.",
+                ) from error
+            self._arrays[group.name] = (keys, values)
+
+    def layer(self, group: str, layer: int) -> tuple[Array, Array]:
+        """Writable views of one layer's keys and values, [blocks, block_size, kv_heads, size] each."""
+        keys, values = self._group(group)
+        return keys[layer], values[layer]
+
+    def read(self, group: str, blocks: Sequence[int]) -> NDArray[np.float32]:
+        """Copy blocks out, float32 [layers, 2, blocks, block_size, kv_heads, size]."""
+        keys, values = self._group(group)
+        layers, _, block_size, kv_heads, key_size = keys.shape
+        value_size = values.shape[-1]
+        shape = (layers, 2, len(blocks), block_size, kv_heads, max(key_size, value_size))
+        data = np.zeros(shape, np.float32)
+        chosen = np.asarray(blocks, np.int64)
+        data[:, 0, ..., :key_size] = keys[:, chosen]
+        data[:, 1, ..., :value_size] = values[:, chosen]
+        return data
+
+    def write(self, group: str, blocks: Sequence[int], data: NDArray[np.float32]) -> None:
+        """Fill blocks from the layout that ``read`` returns."""
+        keys, values = self._group(group)
+        chosen = np.asarray(blocks, np.int64)
+        keys[:, chosen] = data[:, 0, ..., : keys.shape[-1]].astype(keys.dtype)
+        values[:, chosen] = data[:, 1, ..., : values.shape[-1]].astype(values.dtype)
+
+    def copy(self, group: str, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, each pair (from, to); all are read before any is written."""
+        if not pairs:
+            return
+        sources, targets = (np.asarray(side, np.int64) for side in zip(*pairs, strict=True))
+        for array in self._group(group):
+            array[:, targets] = array[:, sources]
+
+    def memory_bytes(self) -> int:
+        """Bytes of all arrays, touched or not."""
+        return sum(array.nbytes for pair in self._arrays.values() for array in pair)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._arrays = {}
+
+    def _group(self, name: str) -> tuple[Array, Array]:
+        if not self._arrays:
+            raise MidspanError("The cache was closed.")
+        if name not in self._arrays:
+            raise GraphError(f"the cache has no group '{name}', only {', '.join(self._arrays)}")
+        return self._arrays[name]

@@ -1,0 +1,53 @@
+"""The definitions of all operations as a table of kernels.
+
+Weights are rounded to the activation type, as a checkpoint of that type would
+have them, and kept in float32 where they are multiplied. Knows nothing about
+graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midspan.interface.kernel import Kernel, KernelSite, No, Support, Yes
+from midspan.interface.weights import DENSE
+from midspan.runtimes.reference.element_types import element_type
+from midspan.runtimes.reference.operations import ACTIVATIONS, REFERENCE
+
+KERNEL_NAME = "numpy"
+
+
+def _supports(site: KernelSite) -> Support:
+    for role, tensor in site.weights.items():
+        if tensor.format != DENSE:
+            return No(f"takes dense weights, and '{role}' is packed as {tensor.format}")
+    function = site.node.attributes.get("function")
+    if function is not None and function not in ACTIVATIONS:
+        return No(f"has no function {function!r}, only {', '.join(ACTIVATIONS)}")
+    return Yes()
+
+
+def _weight(site: KernelSite, role: str) -> NDArray[Any]:
+    rounded = site.weights[role].parts["data"].astype(element_type(site.dtype), copy=False)
+    return rounded if site.node.op == "embedding" else rounded.astype(np.float32, copy=False)
+
+
+def _prepare(site: KernelSite) -> Callable[..., Any]:
+    function = REFERENCE[site.node.op]
+    keywords: dict[str, Any] = {**site.node.attributes}
+    keywords.update({role: _weight(site, role) for role in site.weights})
+
+    def run(*inputs: Any) -> Any:
+        return function(*inputs, **keywords)
+
+    return run
+
+
+KERNELS: tuple[Kernel, ...] = tuple(
+    Kernel(name=KERNEL_NAME, op=op, prepare=_prepare, supports=_supports) for op in REFERENCE
+)
+"""One kernel for each operation."""
