@@ -8,8 +8,9 @@ ids in the vocabulary, lengths) is checked by ``engine.request_validation``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from midspan.errors import InvalidRequest
 
@@ -74,12 +75,16 @@ class SamplingParams:
     detokenize: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        for name in ("stop", "bad_words"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, (getattr(self, name),))
         for name in ("stop", "stop_token_ids", "bad_words"):
-            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
+            object.__setattr__(self, name, _list(name, getattr(self, name) or ()))
         if self.allowed_token_ids is not None:
-            object.__setattr__(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            object.__setattr__(self, "allowed_token_ids", _list("allowed_token_ids", self.allowed_token_ids))
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequest(f"{name} must be true or false, not {getattr(self, name)!r}.", parameter=name)
         self._check_numbers()
         self._check_lists()
 
@@ -131,10 +136,18 @@ class SamplingParams:
                 raise InvalidRequest("allowed_token_ids must not be empty.", parameter="allowed_token_ids")
             for token in self.allowed_token_ids:
                 _integer("allowed_token_ids", token, 0, 2**31 - 1)
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise InvalidRequest("logit_bias must map token ids to numbers.", parameter="logit_bias")
         _at_most("logit_bias", self.logit_bias or {}, MAX_LOGIT_BIAS)
         for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0, 2**31 - 1)
             _number("logit_bias", bias, -100.0, 100.0)
+
+
+def _list(name: str, values: object) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise InvalidRequest(f"{name} must be a list, not {values!r}.", parameter=name)
+    return tuple(values)
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
