@@ -1,0 +1,357 @@
+"""The engine as a server uses it: many requests at once, from one event loop.
+
+Tokenizes and detokenizes here, computes in another process, and keeps that process
+alive: when it dies it is replaced, and every live request is resumed from the
+journal. Knows no HTTP and no device.
+
+Invariants: each token reaches its stream once, in order, whatever happens to the
+engine process; a stream that is closed frees its blocks; everything here runs in
+the thread of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from midspan.decoding.sampling_params import SamplingParams
+from midspan.engine.journal import Journal, JournalEntry
+from midspan.engine.loading import locate_model
+from midspan.engine.messages import Abort, AddRequest, SequenceEvent, SequenceStart, StepEvents
+from midspan.engine.model_text import ModelText, load_model_text
+from midspan.engine.output_processing import OutputProcessor
+from midspan.engine.request_seeds import request_seed, sequence_seed
+from midspan.engine.request_stream import RequestStream
+from midspan.engine.request_validation import PreparedRequest, check_text, prepare_request
+from midspan.engine.restart_policy import RestartPolicy
+from midspan.engine.status import EngineStatistics, ModelInfo, StartupPhase
+from midspan.engine.supervisor import EngineSupervisor, Owner
+from midspan.errors import EngineDead, InvalidRequest, MidspanError, QueueFull
+from midspan.settings import EngineSettings, Environment
+from midspan.text.tokenizer import Tokenizer
+
+logger = logging.getLogger("midspan.engine")
+
+SUSPICIOUS_DEATHS = 3
+"""A request that was running each time when so many engine processes died is not tried again: the
+next death might be the last that is forgiven, and would end everybody's streams."""
+LONG_TEXT = 20_000
+"""Characters from which a prompt is tokenized beside the event loop."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Live:
+    request_id: str
+    entry: JournalEntry
+    processor: OutputProcessor
+    stream: RequestStream
+
+
+class AsyncEngine:
+    """A model being served. Made by ``start``.
+
+    Attributes:
+        model: what is served.
+        tokenizer: the model's.
+        default_params: from the model's generation config, by names of ``SamplingParams``.
+    """
+
+    def __init__(self, settings: EngineSettings, text: ModelText, supervisor: EngineSupervisor) -> None:
+        self.model: ModelInfo = supervisor.model
+        self.tokenizer: Tokenizer = text.tokenizer
+        self.default_params: dict[str, Any] = text.default_params
+        self._settings = settings
+        self._eos_token_ids = text.eos_token_ids
+        self._supervisor = supervisor
+        self._journal = Journal()
+        self._live: dict[str, _Live] = {}
+        self._names: dict[str, str] = {}
+        self._pending: set[str] = set()
+        self._statistics = EngineStatistics()
+        self._requests = self._sent = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        supervisor.watch(Owner(take_in=self._take_in, resume=self._resume, bury=self._end_streams))
+
+    @classmethod
+    async def start(
+        cls,
+        settings: EngineSettings,
+        *,
+        environment: Environment,
+        report: Callable[[StartupPhase], None] | None = None,
+        max_restarts: int = 3,
+    ) -> AsyncEngine:
+        """Find the model, start the engine process and wait until it takes requests.
+
+        Args:
+            settings: what to serve, and how.
+            environment: where models are kept.
+            report: gets each phase, in the event loop's thread.
+            max_restarts: how often an engine process that died is replaced within ten minutes.
+
+        Raises:
+            MidspanError: whatever kept the model from being loaded, see ``loading``.
+        """
+        tell = report if report is not None else _tell_nobody
+        loop = asyncio.get_running_loop()
+
+        def from_thread(phase: StartupPhase) -> None:
+            loop.call_soon_threadsafe(tell, phase)
+
+        path = await asyncio.to_thread(locate_model, settings, environment, report=from_thread)
+        loading = asyncio.create_task(asyncio.to_thread(load_model_text, settings, path))
+        try:
+            supervisor = await EngineSupervisor.start(settings, path, tell, RestartPolicy(restarts=max_restarts))
+        except BaseException:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            raise
+        try:
+            text = await loading
+        except BaseException:
+            await supervisor.close()
+            raise
+        model = supervisor.model
+        tell(StartupPhase(name="ready", detail=f"{model.architecture} on {model.device}"))
+        return cls(settings, text, supervisor)
+
+    async def submit(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+    ) -> RequestStream:
+        """Begin to generate.
+
+        Args:
+            prompt: text or token ids.
+            params: how to generate.
+            request_id: unique among live requests.
+            priority: lower runs earlier under the priority policy.
+            cache_salt: only requests with the same salt share cached prefixes.
+            add_special_tokens: whether the tokenizer adds its own to a text prompt.
+
+        Raises:
+            InvalidRequest: the request can never succeed.
+            ContextLengthExceeded: its prompt is too long.
+            QueueFull: too many wait already.
+            EngineDead: the engine is gone or about to go.
+        """
+        self._check_open(request_id)
+        check_text(request_id, "request_id")
+        check_text(cache_salt or "", "cache_salt")
+        self._pending.add(request_id)
+        try:
+            prepare = partial(
+                prepare_request,
+                prompt,
+                params,
+                tokenizer=self.tokenizer,
+                model=self.model,
+                add_special_tokens=add_special_tokens,
+            )
+            prepared = await asyncio.to_thread(prepare) if len(prompt) > LONG_TEXT else prepare()
+            self._check_alive()
+        finally:
+            self._pending.discard(request_id)
+        return self._open(request_id, prepared, priority, cache_salt)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request; its stream gets what is left with the finish reason ``"abort"``. Unknown ones are ignored."""
+        live = self._forget(request_id)
+        if live is not None:
+            self._end(live, "abort")
+
+    def statistics(self) -> EngineStatistics:
+        """Counters and gauges as the engine last told them."""
+        unread = max(0, self._sent - self._statistics.received)
+        return msgspec.structs.replace(
+            self._statistics, waiting=self._statistics.waiting + unread, restarts=self._supervisor.restarts
+        )
+
+    def live_requests(self) -> int:
+        """Requests that did not end yet."""
+        return len(self._live)
+
+    def engine_pid(self) -> int:
+        """Process id of the engine's own process."""
+        return self._supervisor.pid
+
+    def is_alive(self) -> bool:
+        """Whether requests will be served, now or after a restart that is under way."""
+        return self._supervisor.death is None and not self._supervisor.closing
+
+    async def check_health(self, timeout: float | None = None) -> None:
+        """Have the engine answer between two steps; waits for a restart that is under way.
+
+        Args:
+            timeout: seconds to wait; None: as long as it takes.
+
+        Raises:
+            EngineDead: it is gone, or did not answer in time.
+        """
+        try:
+            await asyncio.wait_for(self._supervisor.ping(), timeout)
+        except asyncio.TimeoutError as error:
+            raise EngineDead(
+                f"The engine did not answer within {timeout} seconds.",
+                remedy="Look at its log; restart it if it hangs.",
+            ) from error
+
+    async def drain(self, timeout: float) -> None:
+        """Take no more requests, wait for the live ones, then abort what is left.
+
+        Args:
+            timeout: seconds to wait.
+        """
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout)
+        except asyncio.TimeoutError:
+            for request_id in tuple(self._live):
+                await self.abort(request_id)
+
+    async def close(self) -> None:
+        """End the engine process; streams that still run get ``EngineDead``. May be called again."""
+        self._draining = True
+        self._end_streams(EngineDead("The engine was closed."))
+        await self._supervisor.close()
+
+    def _check_alive(self) -> None:
+        if self._supervisor.death is not None:
+            raise self._supervisor.death
+        if self._draining:
+            raise EngineDead("The engine is shutting down.", remedy="Send the request to another server.")
+
+    def _check_open(self, request_id: str) -> None:
+        self._check_alive()
+        if request_id in self._live or request_id in self._pending:
+            raise InvalidRequest(f"A live request has the id {request_id!r} already.", parameter="request_id")
+        limit = self._settings.max_queued_requests
+        waiting = self.statistics().waiting
+        if limit is not None and waiting >= limit:
+            raise QueueFull(f"{waiting} requests wait already; the limit is {limit}.", remedy="Try again later.")
+
+    def _open(self, request_id: str, prepared: PreparedRequest, priority: int, cache_salt: str | None) -> RequestStream:
+        number, self._requests = self._requests, self._requests + 1
+        params, now = prepared.params, time.monotonic()
+        seed = params.seed if params.seed is not None else request_seed(self._settings.seed, number)
+        # A number of our own before it: news of an aborted request never reach a later one of the same id.
+        wire_id = f"{number}:{request_id}"
+        request = AddRequest(
+            request_id=wire_id,
+            prompt_ids=prepared.prompt_ids,
+            params=params,
+            sequences=[SequenceStart(index=index, seed=sequence_seed(seed, index)) for index in range(params.n)],
+            eos_token_ids=self._eos_token_ids,
+            bad_word_ids=prepared.bad_word_ids,
+            priority=priority,
+            cache_salt=cache_salt,
+            arrival_time=now,
+        )
+        processor = OutputProcessor(request_id, prepared, self.tokenizer, arrival_time=now)
+        stream = RequestStream(request_id, prepared, lambda: self._give_up(request_id, wire_id))
+        live = self._live[request_id] = _Live(
+            request_id=request_id, entry=self._journal.open(request), processor=processor, stream=stream
+        )
+        self._names[wire_id] = request_id
+        self._idle.clear()
+        if self._supervisor.is_ready():
+            self._sent += 1
+            live.entry.note_sent()
+            self._supervisor.send(request)
+        return stream
+
+    def _give_up(self, request_id: str, wire_id: str) -> None:
+        if self._names.get(wire_id) == request_id:
+            self._forget(request_id)
+
+    def _forget(self, request_id: str) -> _Live | None:
+        """Abort in the engine and strike from all lists."""
+        live = self._live.get(request_id)
+        if live is not None:
+            self._strike(live)
+            self._supervisor.send(Abort(request_id=live.entry.request.request_id))
+        return live
+
+    def _strike(self, live: _Live) -> None:
+        wire_id = live.entry.request.request_id
+        del self._live[live.request_id]
+        del self._names[wire_id]
+        self._journal.close(wire_id)
+        if not self._live:
+            self._idle.set()
+
+    def _resume(self) -> list[AddRequest]:
+        """What a fresh engine process shall go on with."""
+        self._statistics = EngineStatistics()
+        for live in tuple(self._live.values()):
+            live.entry.note_death()
+            if live.entry.deaths >= SUSPICIOUS_DEATHS:
+                self._end(live, "error", f"The engine process died {live.entry.deaths} times while this request ran.")
+        self._sent = len(self._journal)
+        logger.warning("%d requests go on in a fresh engine process", self._sent)
+        return self._journal.resumptions()
+
+    def _end(self, live: _Live, reason: str, error: str | None = None) -> None:
+        """End a request from this side; its stream gets what is left and the reason."""
+        events = [
+            SequenceEvent(request_id=live.entry.request.request_id, index=index, finish_reason=reason, error=error)
+            for index in live.entry.live()
+        ]
+        if live.request_id in self._live:
+            self._strike(live)
+        output = live.processor.process(events, time.monotonic()).output
+        if output is not None:
+            live.stream.feed(output)
+
+    def _take_in(self, message: StepEvents) -> None:
+        self._statistics = message.statistics
+        now = time.monotonic()
+        for event in message.sequences:
+            request_id = self._names.get(event.request_id)
+            if request_id is None:
+                continue
+            live = self._live[request_id]
+            try:
+                self._deliver(live, event, now)
+            except Exception as error:
+                # A fault in making one request's text must not stop the others' streams.
+                logger.exception("the output of request %s could not be made", request_id)
+                self._forget(request_id)
+                live.stream.feed(MidspanError(f"The output could not be made: {type(error).__name__}: {error}"))
+
+    def _deliver(self, live: _Live, event: SequenceEvent, now: float) -> None:
+        progress = live.processor.process([event], now)
+        scored = event.prompt is not None and event.prompt.scores is not None
+        live.entry.emit(event.index, event.token_ids, prompt_scored=scored)
+        if live.processor.is_finished(event.index):
+            live.entry.end(event.index)
+        for index in progress.stopped:
+            self._supervisor.send(Abort(request_id=event.request_id, index=index, reason="stop"))
+        if progress.output is not None:
+            if progress.output.finished:
+                self._strike(live)
+            live.stream.feed(progress.output)
+
+    def _end_streams(self, error: EngineDead) -> None:
+        for live in tuple(self._live.values()):
+            self._strike(live)
+            live.stream.feed(error)
+
+
+def _tell_nobody(phase: StartupPhase) -> None:
+    """A report to nobody."""

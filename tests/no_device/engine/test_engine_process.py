@@ -1,0 +1,329 @@
+"""The engine's process dies, is talked to in rubbish, or loses its parent: nobody loses a token, nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midspan import LLM, AsyncEngine, EngineDead, EngineSettings, Environment, RequestOutput, SamplingParams
+from midspan.engine.frames import LENGTH, frame, receive_frame
+from midspan.engine.messages import (
+    Fatal,
+    FromEngine,
+    Ping,
+    Pong,
+    Problem,
+    Shutdown,
+    Start,
+    Started,
+    decode_from_engine,
+    encode,
+)
+from midspan.engine.output_processing import merge
+from midspan.engine.request_stream import RequestStream
+
+DEADLINE = 60.0
+"""Seconds after which a process that should have ended is taken for stuck."""
+
+
+def settings(model: Path, **changes: Any) -> EngineSettings:
+    chosen = {"device": "reference", "block_size": 4, "kv_cache_memory_bytes": 4 * 2**20, **changes}
+    return EngineSettings(model=str(model), **chosen)
+
+
+def serve(model: Path, folder: Path, work: Callable[[AsyncEngine], Any], **options: Any) -> Any:
+    """Run an async function with an engine of its own."""
+
+    async def go() -> Any:
+        environment = Environment(cache_folder=folder, offline=True)
+        engine = await AsyncEngine.start(settings(model), environment=environment, **options)
+        try:
+            return await work(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(go())
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; one that ended and was not yet collected does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.005)
+
+
+PROMPTS: list[Any] = ["the quick", [5, 6, 7], "zwölf 🎉", "to be", "a tale"]
+PARAMS = [
+    SamplingParams(max_tokens=120, temperature=0.0, ignore_eos=True),
+    SamplingParams(max_tokens=90, temperature=1.0, seed=5, n=3, ignore_eos=True, logprobs=1),
+    SamplingParams(max_tokens=100, temperature=0.8, seed=6, ignore_eos=True, prompt_logprobs=1, frequency_penalty=0.5),
+    SamplingParams(max_tokens=150, temperature=1.0, seed=7, ignore_eos=True, stop=["zzzz", "qqqq"]),
+    SamplingParams(max_tokens=30, temperature=1.0, seed=8, ignore_eos=True, min_tokens=10),
+]
+
+
+async def join(stream: RequestStream, seen: Callable[[RequestOutput], None] | None = None) -> RequestOutput:
+    joined = None
+    async for piece in stream:
+        joined = merge(joined, piece)
+        if seen is not None:
+            seen(joined)
+    assert joined is not None
+    return joined
+
+
+def test_streams_go_on_after_the_engine_was_killed_and_lose_and_repeat_no_token(
+    tiny_model: Path, tmp_path: Path, tiny_llm: LLM
+) -> None:
+    expected = tiny_llm.generate(PROMPTS, PARAMS)
+    killed: list[int] = []
+
+    async def work(engine: AsyncEngine) -> list[RequestOutput]:
+        def kill(whole: RequestOutput) -> None:
+            moments = {0: 7, 1: 50}
+            if len(killed) in moments and len(whole.outputs[0].token_ids) >= moments[len(killed)]:
+                killed.append(engine.engine_pid())
+                os.kill(killed[-1], signal.SIGKILL if len(killed) < 2 else signal.SIGTERM)
+
+        streams = [
+            await engine.submit(prompt, params, request_id=str(number))
+            for number, (prompt, params) in enumerate(zip(PROMPTS, PARAMS, strict=True))
+        ]
+        outputs = await asyncio.gather(join(streams[0], kill), *(join(stream) for stream in streams[1:]))
+        await engine.check_health(DEADLINE)
+        statistics = engine.statistics()
+        assert (statistics.restarts, statistics.blocks_in_use) == (2, 0)
+        assert engine.is_alive()
+        return outputs
+
+    outputs = serve(tiny_model, tmp_path, work)
+    assert len(set(killed)) == 2
+    assert not any(is_running(pid) for pid in killed)
+    for output, wanted in zip(outputs, expected, strict=True):
+        for one, other in zip(output.outputs, wanted.outputs, strict=True):
+            assert one.token_ids == other.token_ids
+            assert one.text == other.text
+            assert (one.finish_reason, one.stop_reason) == (other.finish_reason, other.stop_reason)
+            assert (one.logprobs is None) == (other.logprobs is None)
+            if one.logprobs is not None and other.logprobs is not None:
+                assert [*map(next, map(iter, one.logprobs))] == [*map(next, map(iter, other.logprobs))]
+        assert output.prompt_logprobs == wanted.prompt_logprobs
+
+
+def test_requests_that_come_and_go_while_the_engine_is_replaced_are_served_or_forgotten(
+    tiny_model: Path, tmp_path: Path, tiny_llm: LLM
+) -> None:
+    expected = tiny_llm.generate(PROMPTS[0], PARAMS[0])[0]
+
+    async def work(engine: AsyncEngine) -> RequestOutput:
+        gone = await engine.submit("the", PARAMS[3], request_id="gone")
+        await anext(gone)
+        os.kill(engine.engine_pid(), signal.SIGKILL)
+        while engine.statistics().restarts == 0:
+            await asyncio.sleep(0)
+        assert engine.is_alive()
+        stream = await engine.submit(PROMPTS[0], PARAMS[0], request_id="new")
+        await gone.aclose()
+        output = await join(stream)
+        await engine.check_health(DEADLINE)
+        assert engine.statistics().blocks_in_use == 0
+        return output
+
+    assert serve(tiny_model, tmp_path, work).outputs == expected.outputs
+
+
+def test_a_request_that_saw_three_engines_die_is_given_up_and_the_others_go_on(
+    write_model: Any, tmp_path: Path, tiny_llm: LLM
+) -> None:
+    expected = tiny_llm.generate(PROMPTS[0], PARAMS[0])[0]
+    long_model = write_model(max_position_embeddings=8192)
+
+    async def work(engine: AsyncEngine) -> tuple[RequestOutput, RequestOutput]:
+        suspect = await engine.submit("the", SamplingParams(max_tokens=None, ignore_eos=True), request_id="suspect")
+        first = await anext(suspect)
+        for _ in range(2):
+            os.kill(engine.engine_pid(), signal.SIGKILL)
+            await anext(suspect)
+            await engine.check_health(DEADLINE)
+        late = await engine.submit(PROMPTS[0], PARAMS[0], request_id="late")
+        begun = await anext(late)
+        os.kill(engine.engine_pid(), signal.SIGKILL)
+        given_up, finished = await asyncio.gather(join(suspect), join(late))
+        assert engine.is_alive()
+        return merge(merge(None, first), given_up), merge(merge(None, begun), finished)
+
+    given_up, finished = serve(long_model, tmp_path, work)
+    assert given_up.outputs[0].finish_reason == "error"
+    assert "3 times" in str(given_up.outputs[0].error)
+    assert finished.outputs == expected.outputs
+
+
+def test_when_it_may_not_be_replaced_streams_and_requests_are_told(tiny_model: Path, tmp_path: Path) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        stream = await engine.submit("the", PARAMS[3], request_id="a")
+        await anext(stream)
+        os.kill(engine.engine_pid(), signal.SIGKILL)
+        with pytest.raises(EngineDead, match="SIGKILL"):
+            await join(stream)
+        assert not engine.is_alive()
+        with pytest.raises(EngineDead):
+            await engine.submit("the", PARAMS[0], request_id="b")
+        with pytest.raises(EngineDead):
+            await engine.check_health(DEADLINE)
+        assert engine.live_requests() == 0
+
+    serve(tiny_model, tmp_path, work, max_restarts=0)
+
+
+def test_closing_ends_the_process_and_the_streams_and_an_interrupt_does_not(tiny_model: Path, tmp_path: Path) -> None:
+    async def work(engine: AsyncEngine) -> int:
+        stream = await engine.submit("the", PARAMS[3], request_id="a")
+        await anext(stream)
+        pid = engine.engine_pid()
+        os.kill(pid, signal.SIGINT)
+        await engine.check_health(DEADLINE)
+        assert engine.statistics().restarts == 0
+        await engine.close()
+        with pytest.raises(EngineDead, match="closed"):
+            await engine.check_health(DEADLINE)
+        with pytest.raises(EngineDead, match="closed"):
+            await join(stream)
+        with pytest.raises(EngineDead):
+            await engine.submit("the", PARAMS[0], request_id="b")
+        assert not engine.is_alive()
+        return pid
+
+    assert not is_running(serve(tiny_model, tmp_path, work))
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from midspan import AsyncEngine, EngineSettings, Environment, SamplingParams
+
+async def main():
+    settings = EngineSettings(model=sys.argv[1], device="reference", kv_cache_memory_bytes=2**20)
+    engine = await AsyncEngine.start(settings, environment=Environment(cache_folder=Path(sys.argv[2])))
+    params = SamplingParams(max_tokens=None, ignore_eos=True)
+    streams = [await engine.submit("the", params, request_id=str(number)) for number in range(4)]
+    await anext(streams[0])
+    print(engine.engine_pid(), flush=True)
+    await asyncio.gather(*(consume(stream) for stream in streams))
+    await asyncio.Event().wait()
+
+async def consume(stream):
+    async for piece in stream:
+        pass
+
+asyncio.run(main())
+"""
+
+
+def test_the_engine_ends_with_a_parent_that_was_killed_mid_stream(tiny_model: Path, tmp_path: Path) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(PARENT), str(tiny_model), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert is_running(child)
+        parent.kill()
+    wait_until(lambda: not is_running(child))
+
+
+class Wire:
+    """An engine process spoken to byte by byte."""
+
+    def __init__(self) -> None:
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(DEADLINE)
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "midspan.engine.process", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=(theirs.fileno(),),
+                stderr=subprocess.DEVNULL,
+            )
+
+    def send(self, payload: bytes) -> None:
+        self.socket.sendall(frame(payload))
+
+    def receive(self, kind: type) -> FromEngine:
+        """The next message of a kind; others before it are passed over."""
+        while True:
+            payload = receive_frame(self.socket)
+            assert payload is not None, "the process ended"
+            message = decode_from_engine(payload)
+            if isinstance(message, kind):
+                return message
+
+    def close(self) -> int:
+        self.socket.close()
+        return self.process.wait(DEADLINE)
+
+
+@pytest.fixture
+def wire() -> Any:
+    made = Wire()
+    yield made
+    made.socket.close()
+    made.process.kill()
+    made.process.wait(DEADLINE)
+
+
+def test_rubbish_between_good_messages_is_answered_and_changes_nothing(wire: Wire, tiny_model: Path) -> None:
+    start = encode(Start(settings=settings(tiny_model), path=str(tiny_model)))
+    wire.send(start)
+    wire.receive(Started)
+    for rubbish in (b"", b"\xc1", b"\x81\xa4type\xa5dream", start):
+        wire.send(rubbish)
+        problem = wire.receive(Problem)
+        assert isinstance(problem, Problem)
+        assert problem.code == "protocol_error"
+    wire.send(encode(Ping(number=9)))
+    assert wire.receive(Pong) == Pong(number=9)
+    wire.send(encode(Shutdown()))
+    assert wire.process.wait(DEADLINE) == 0
+
+
+def test_a_stream_that_lost_its_frames_ends_the_engine_with_a_word(wire: Wire, tiny_model: Path) -> None:
+    wire.send(encode(Start(settings=settings(tiny_model), path=str(tiny_model))))
+    wire.receive(Started)
+    wire.socket.sendall(LENGTH.pack(2**32 - 1))
+    fatal = wire.receive(Fatal)
+    assert isinstance(fatal, Fatal)
+    assert (fatal.code, fatal.restartable) == ("protocol_error", False)
+    assert wire.process.wait(DEADLINE) == 1
+
+
+def test_a_first_message_that_is_no_start_is_refused(wire: Wire) -> None:
+    wire.send(encode(Ping(number=1)))
+    fatal = wire.receive(Fatal)
+    assert isinstance(fatal, Fatal)
+    assert "first message" in fatal.message
+    assert wire.process.wait(DEADLINE) == 1
+
+
+def test_the_process_ends_when_its_socket_does(wire: Wire) -> None:
+    assert wire.close() == 0
