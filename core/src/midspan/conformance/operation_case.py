@@ -1,0 +1,160 @@
+"""One operation on given inputs: a graph of one node, and what must come out.
+
+For holding a device's kernels against the definitions. Numpy only; knows no
+device and no runtime. Inputs are such that float32, bfloat16 and float16 all
+hold them exactly, so that only what is computed can differ.
+
+Invariants: expected outputs come from the reference in the same element type;
+cache slots that no request wrote hold NaN, so that a kernel that lets them touch
+a result is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midspan.interface.batch import SamplingBatch
+from midspan.interface.cache import CacheGroup, CacheLayout
+from midspan.interface.graph import ACTIVATION, Attribute, Dim, Graph, Node, Value, Weight
+from midspan.interface.operations import OPERATIONS
+from midspan.interface.weights import DENSE, PackedTensor
+from midspan.runtimes.reference.cache import ReferenceCache
+from midspan.runtimes.reference.element_types import element_type
+from midspan.runtimes.reference.operations import REFERENCE
+
+CaseInput = Union[NDArray[Any], SamplingBatch]
+
+NODE = "node"
+"""Name of the node in every case's graph."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CacheContent:
+    """A cache before the step.
+
+    Attributes:
+        group: the only group.
+        block_size: tokens per block.
+        blocks: blocks allocated, the padding block included.
+        data: float32 in the canonical layout of all blocks; NaN where nothing was written.
+    """
+
+    group: CacheGroup
+    block_size: int
+    blocks: int
+    data: NDArray[np.float32]
+
+    def layout(self, dtype: str) -> CacheLayout:
+        """The layout to allocate, with elements of a type."""
+        return CacheLayout(groups=(self.group,), block_size=self.block_size, dtype=dtype)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OperationCase:
+    """An operation, its inputs, weights and attributes.
+
+    Attributes:
+        name: unique among the cases: the operation and what is special.
+        op: the operation.
+        inputs: one for each input role. Activations and weights are float32 arrays and are
+            cast to the activation type; integers are int32.
+        weights: role -> float32 array.
+        attributes: those that are not the default.
+        cache: for attention.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[CaseInput, ...]
+    weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    cache: CacheContent | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def all_attributes(self) -> dict[str, Attribute]:
+        """The node's attributes, defaults included."""
+        return {**OPERATIONS[self.op].attributes, **self.attributes}
+
+    def graph(self) -> Graph:
+        """One node; its inputs are the graph's, named for the operation's roles."""
+        operation = OPERATIONS[self.op]
+        values = {role: self._value(role, array) for role, array in zip(operation.inputs, self.inputs, strict=True)}
+        weights = {role: Weight(name=role, shape=array.shape) for role, array in self.weights.items()}
+        attributes = self.all_attributes()
+        shapes = operation.infer(list(values.values()), weights, attributes)
+        outputs = {
+            f"output.{place}": Value(name=f"output.{place}", shape=tuple(shape), dtype=dtype)
+            for place, (shape, dtype) in enumerate(shapes)
+        }
+        node = Node(
+            name=NODE,
+            op=self.op,
+            inputs=operation.inputs,
+            outputs=tuple(outputs),
+            weights={role: role for role in weights},
+            attributes=attributes,
+        )
+        return Graph(
+            name=self.name,
+            architecture="one node",
+            inputs=operation.inputs,
+            outputs=tuple(outputs),
+            values={**values, **outputs},
+            weights=weights,
+            nodes=(node,),
+            cache=() if self.cache is None else (self.cache.group,),
+            vocab_size=1,
+            hidden_size=1,
+            max_position=1 << 17,
+        )
+
+    def load(self, weight: Weight) -> PackedTensor:
+        """The content of a weight of the graph: a case is its own ``WeightSource``."""
+        array = self.weights[weight.name]
+        return PackedTensor(name=weight.name, shape=array.shape, format=DENSE, parts={"data": array})
+
+    def typed_inputs(self, dtype: str) -> tuple[CaseInput, ...]:
+        """The inputs, activations cast to a type (``ml_dtypes.bfloat16`` for bfloat16)."""
+        wide = self.op == "sample"
+        return tuple(
+            value.astype(element_type(dtype))
+            if isinstance(value, np.ndarray) and value.dtype == np.float32 and not wide
+            else value
+            for value in self.inputs
+        )
+
+    def expected(self, dtype: str, cache_dtype: str) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float32] | None]:
+        """What the definition gives.
+
+        Returns:
+            The outputs; and the whole cache after the step in the canonical layout, or None.
+        """
+        keywords: dict[str, Any] = {**self.all_attributes()}
+        keywords.update({role: array.astype(element_type(dtype)) for role, array in self.weights.items()})
+        inputs: list[Any] = list(self.typed_inputs(dtype))
+        cache = None
+        if self.cache is not None:
+            cache = ReferenceCache(self.cache.layout(cache_dtype), (self.cache.blocks,))
+            cache.write(self.cache.group.name, range(self.cache.blocks), self.cache.data)
+            inputs.append(cache)
+        with np.errstate(all="ignore"):
+            result = REFERENCE[self.op](*inputs, **keywords)
+        outputs = result if isinstance(result, tuple) else (result,)
+        if cache is None or self.cache is None:
+            return outputs, None
+        return outputs, cache.read(self.cache.group.name, range(self.cache.blocks))
+
+    def _value(self, role: str, array: CaseInput) -> Value:
+        if isinstance(array, SamplingBatch):
+            return Value(name=role, shape=("S",), dtype="sampling")
+        leading: Dim = {"query_starts": "B+1", "context_lengths": "B", "block_table": "B", "rows": "S"}.get(role, "T")
+        shape = (leading, *array.shape[1:])
+        dtype = "int32" if array.dtype == np.int32 else ("float32" if self.op == "sample" else ACTIVATION)
+        return Value(name=role, shape=shape, dtype=dtype)

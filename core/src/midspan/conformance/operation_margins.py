@@ -1,0 +1,168 @@
+"""How far a kernel's output may lie from the definition's: derived, case by case.
+
+Both the kernel and the definition compute in float32 in an order of their own
+and round once to the activation type. With u = 2^-24 for float32 and v for the
+activation type (2^-24, 2^-8, 2^-11), each may be off the exact value by its
+arithmetic error e, so they lie within 2 e of each other before rounding; rounding
+adds at most v |y| to each. Hence
+
+    |kernel - definition| <= 2 e + 2 v |y| + t,    t: float16's or float32's smallest step.
+
+What is left is e, the worst case of one float32 evaluation (Higham, "Accuracy and
+Stability of Numerical Algorithms", chapter 3: a sum of n terms in any order is off by
+at most n u times the sum of their magnitudes). Knows no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from midspan.conformance.operation_case import OperationCase
+
+Float64 = NDArray[np.float64]
+
+FLOAT32_UNIT = 2.0**-24
+UNITS: Mapping[str, float] = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+STEPS: Mapping[str, float] = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+
+FUNCTION_UNITS = 8.0
+"""Units of float32 by which exp, tanh, erf, sine or cosine of a vector library may be off, with
+what surrounds them in an activation function: the libraries state at most 4."""
+
+
+def margins(case: OperationCase, dtype: str) -> tuple[Float64, ...]:
+    """The allowed distance for each element of each output.
+
+    Args:
+        case: not of the operation ``sample``, whose outputs are exact but for logprobs.
+        dtype: the activation type.
+
+    Returns:
+        float64 arrays in the outputs' shapes.
+    """
+    outputs, _ = case.expected("float32", "float32")
+    wide = [np.abs(np.asarray(output, np.float64)) for output in outputs]
+    arithmetic = _ERRORS[case.op](case, wide)
+    unit = FLOAT32_UNIT if case.op == "logits" else UNITS[dtype]
+    step = STEPS["float32"] if case.op == "logits" else STEPS[dtype]
+    return tuple(
+        2.0 * FLOAT32_UNIT * error + 2.0 * unit * output + step for error, output in zip(arithmetic, wide, strict=True)
+    )
+
+
+Errors = Callable[[OperationCase, list[Float64]], list[Float64]]
+"""(case, magnitudes of the outputs) -> e of each output, in units of float32."""
+
+
+def _magnitude(array: Any) -> Float64:
+    return np.abs(np.asarray(array, np.float64))
+
+
+def _one_rounding(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    return list(outputs)
+
+
+def _function(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """An activation function is at most 1 + |x|, and exp's relative error grows with |x|."""
+    x = _magnitude(case.inputs[0])
+    factor: Float64 = np.ones_like(x)
+    if case.op == "gated":
+        factor = _magnitude(case.inputs[1])
+    if case.op == "gated_pair":
+        x, factor = np.split(x, 2, axis=-1)
+    return [FUNCTION_UNITS * (1.0 + x) ** 2 * factor]
+
+
+def _product(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """in + 2 roundings of sums whose magnitudes are |x| |w|; scale and cap shrink or keep them."""
+    x, weight = _magnitude(case.inputs[0]), _magnitude(case.weights["weight"])
+    total = x @ weight.T
+    if "bias" in case.weights:
+        total = total + _magnitude(case.weights["bias"])
+    error = (x.shape[-1] + 2) * total
+    if case.op == "logits":
+        error = error * abs(float(case.all_attributes()["scale"])) + 2.0 * outputs[0]  # type: ignore[arg-type]
+        cap = case.attributes.get("soft_cap")
+        error = error + (FUNCTION_UNITS * float(cap) if isinstance(cap, float) else 0.0)
+    return [error]
+
+
+def _rms(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """The sum of n squares is off by n units, its root by half of that; six more roundings."""
+    size = case.weights["weight"].shape[-1]
+    return [(size / 2 + 6) * outputs[0]]
+
+
+def _add_rms(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    return [*_rms(case, outputs), outputs[1]]
+
+
+def _layer_norm(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """As RMS norm, and the mean's error of n units of the mean magnitude moves every centred value."""
+    size = case.weights["weight"].shape[-1]
+    x = np.asarray(case.inputs[0], np.float64)
+    runs = x.reshape(x.shape[0], x.shape[1] // size, size)
+    deviation = np.sqrt(runs.var(axis=-1, keepdims=True) + float(case.attributes["epsilon"]))  # type: ignore[arg-type]
+    moved = (size + 2) * (np.abs(runs).mean(axis=-1, keepdims=True) + np.abs(runs)) / deviation
+    moved = (moved * _magnitude(case.weights["weight"])).reshape(x.shape)
+    return [moved * 2 + (size / 2 + 6) * outputs[0]]
+
+
+def _rotary(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """Sine and cosine, two products and a sum; the partner of a pair is at most the head's largest."""
+    head = int(case.attributes["head_size"])  # type: ignore[arg-type]
+    amplitude = max(1.0, abs(float(case.all_attributes()["amplitude"])))  # type: ignore[arg-type]
+    errors = []
+    for value in case.inputs[:2]:
+        x = _magnitude(value)
+        largest = x.reshape(x.shape[0], x.shape[1] // head, head).max(axis=-1, keepdims=True, initial=0.0)
+        spread = np.broadcast_to(largest, (x.shape[0], x.shape[1] // head, head)).reshape(x.shape)
+        errors.append((FUNCTION_UNITS + 4) * 2 * amplitude * spread)
+    return errors
+
+
+def _attention(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """A score's error d moves each share by the factor exp(2 d); then a sum over n tokens of shares times values."""
+    if case.cache is None:
+        return list(outputs)
+    attributes, group = case.all_attributes(), case.cache.group
+    query, key, value = (_magnitude(array) for array in case.inputs[:3])
+    cached = np.nan_to_num(np.abs(case.cache.data.astype(np.float64)))
+    largest_key = max(_longest(key, group.key_size), _longest(cached[:, 0], cached.shape[-1]))
+    largest_value = max(value.max(initial=0.0), cached[:, 1].max(initial=0.0))
+    scale = abs(float(attributes["scale"]))  # type: ignore[arg-type]
+    tokens = int(np.asarray(case.inputs[4]).max(initial=0))
+    score = scale * _longest(query, group.key_size) * largest_key  # at least the sum of |q k|: Cauchy and Schwarz
+    slopes = attributes["alibi_slopes"]
+    tilt = max((abs(float(slope)) for slope in slopes), default=0.0) * tokens if isinstance(slopes, tuple) else 0.0
+    moved = (group.key_size + 3) * score + FUNCTION_UNITS * (score + tilt) + FUNCTION_UNITS
+    return [np.full_like(outputs[0], (2.0 * moved + tokens + 4) * largest_value)]
+
+
+def _longest(array: Float64, size: int) -> float:
+    """The largest Euclidean length of a head."""
+    return float(np.sqrt((array.reshape(-1, size) ** 2).sum(axis=-1)).max(initial=0.0))
+
+
+_ERRORS: Mapping[str, Errors] = {
+    "embedding": _one_rounding,
+    "linear": _product,
+    "logits": _product,
+    "rms_norm": _rms,
+    "layer_norm": _layer_norm,
+    "add": _one_rounding,
+    "multiply": _one_rounding,
+    "scale": _one_rounding,
+    "activation": _function,
+    "gated": _function,
+    "gated_pair": _function,
+    "add_rms_norm": _add_rms,
+    "split": _one_rounding,
+    "rotary": _rotary,
+    "attention": _attention,
+    "select_rows": _one_rounding,
+}
