@@ -1,0 +1,1 @@
+"""What goes over the wire: request records, reply objects, events and errors."""
