@@ -1,0 +1,1 @@
+"""The device's kernels, one module for each family; ``table`` puts them together."""

@@ -1,0 +1,275 @@
+// The public functions: contexts, and the hand-over to the kernels of the chosen instruction set.
+//
+// Compiled for the oldest supported processor.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include <sys/mman.h>
+
+#include "context.h"
+#include "thread_pool.h"
+
+namespace midspan {
+
+namespace {
+
+bool runnable(const Kernels& kernels) {
+#if defined(MIDSPAN_CPU_X86)
+  __builtin_cpu_init();
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (&kernels == &avx512vnni::kernels) return has_avx512 && __builtin_cpu_supports("avx512vnni");
+  if (&kernels == &avx512::kernels) return has_avx512;
+  if (&kernels == &avx2::kernels) return has_avx2;
+#endif
+  return &kernels == &portable::kernels;
+}
+
+const Kernels* const kBestFirst[] = {
+#if defined(MIDSPAN_CPU_X86)
+    &avx512vnni::kernels, &avx512::kernels, &avx2::kernels,
+#endif
+    &portable::kernels};
+
+const Kernels* choose(const char* name) {
+  for (const Kernels* kernels : kBestFirst) {
+    if ((name == nullptr || std::strcmp(name, kernels->name) == 0) && runnable(*kernels)) return kernels;
+  }
+  return nullptr;
+}
+
+struct ListOfNames {
+  char text[64] = "";
+  ListOfNames() {
+    for (const Kernels* kernels : kBestFirst) {
+      if (!runnable(*kernels)) continue;
+      if (text[0] != '\0') std::strcat(text, " ");
+      std::strcat(text, kernels->name);
+    }
+  }
+};
+
+void free_scratch(Context& context) {
+  for (void* memory : context.scratch) std::free(memory);
+}
+
+/// The context for one call: the caller's own, or, while another call holds that, a small one of one thread.
+class Call {
+ public:
+  explicit Call(midspan_cpu_context* handle) : shared_(*reinterpret_cast<Context*>(handle)) {
+    owner_ = __atomic_exchange_n(&shared_.busy, 1, __ATOMIC_ACQUIRE) == 0;
+    if (owner_) return;
+    private_.kernels = shared_.kernels;
+    private_.threads = 1;
+  }
+  ~Call() {
+    if (owner_) __atomic_store_n(&shared_.busy, 0, __ATOMIC_RELEASE);
+    free_scratch(private_);
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  Context& context() { return owner_ ? shared_ : private_; }
+  const Kernels& kernels() const { return *shared_.kernels; }
+
+ private:
+  Context& shared_;
+  Context private_{};
+  bool owner_;
+};
+
+void drain_slots(int64_t begin, int64_t end, void* argument) {
+  for (int64_t slot = begin; slot < end; ++slot) static_cast<Loop*>(argument)->drain(static_cast<int32_t>(slot));
+}
+
+}  // namespace
+
+void run_tasks(Context& context, int64_t tasks, int64_t chunk, Task task, void* argument) {
+  if (tasks <= 1 || context.threads == 1) {
+    for (int64_t index = 0; index < tasks; ++index) task(index, 0, argument);
+    return;
+  }
+  Loop loop;
+  loop.tasks = tasks;
+  loop.chunk = chunk > 0 ? chunk : std::max<int64_t>(1, tasks / (int64_t{8} * context.threads));
+  loop.task = task;
+  loop.argument = argument;
+  if (context.pool != nullptr) {
+    context.pool->run(loop);
+    return;
+  }
+  context.parallel_for(0, context.threads, 1, drain_slots, &loop);
+  loop.drain(0);  // nothing is left unless parallel_for failed before it began
+}
+
+void* scratch_memory(Context& context, Scratch use, int64_t bytes) {
+  if (context.scratch_bytes[use] >= bytes) return context.scratch[use];
+  const int64_t wanted = (std::max(bytes, context.scratch_bytes[use] * 3 / 2) + 4095) / 4096 * 4096;
+  std::free(context.scratch[use]);
+  context.scratch[use] = std::aligned_alloc(4096, static_cast<size_t>(wanted));
+  context.scratch_bytes[use] = context.scratch[use] == nullptr ? 0 : wanted;
+  return context.scratch[use];
+}
+
+}  // namespace midspan
+
+using midspan::Call;
+using midspan::Context;
+using midspan::Kernels;
+
+extern "C" {
+
+uint32_t midspan_cpu_abi_version(void) { return MIDSPAN_CPU_ABI_VERSION; }
+
+const char* midspan_cpu_error_text(int32_t result) {
+  switch (result) {
+    case MIDSPAN_CPU_OK:
+      return "no error";
+    case MIDSPAN_CPU_UNSUPPORTED:
+      return "a type, format or size that the native kernel does not serve";
+    case MIDSPAN_CPU_OUT_OF_MEMORY:
+      return "no memory for the native kernel's scratch space";
+    case MIDSPAN_CPU_OUT_OF_RANGE:
+      return "a token id, position, slot or block number outside its table";
+    default:
+      return "an unknown result";
+  }
+}
+
+const char* midspan_cpu_instruction_sets(void) {
+  static const midspan::ListOfNames names;
+  return names.text;
+}
+
+midspan_cpu_context* midspan_cpu_create(const char* instruction_set, int32_t threads,
+                                        midspan_cpu_parallel_for parallel_for, int32_t spin_microseconds) {
+  const Kernels* kernels = midspan::choose(instruction_set);
+  if (kernels == nullptr || threads < 1 || threads > 1024) return nullptr;
+  Context* context = new (std::nothrow) Context{};
+  if (context == nullptr) return nullptr;
+  context->kernels = kernels;
+  context->threads = threads;
+  context->parallel_for = parallel_for;
+  if (parallel_for == nullptr && threads > 1) {
+    try {
+      context->pool = new midspan::ThreadPool(threads - 1, spin_microseconds);
+    } catch (const std::exception&) {
+      delete context;
+      return nullptr;
+    }
+  }
+  return reinterpret_cast<midspan_cpu_context*>(context);
+}
+
+void midspan_cpu_destroy(midspan_cpu_context* handle) {
+  if (handle == nullptr) return;
+  Context* context = reinterpret_cast<Context*>(handle);
+  delete context->pool;
+  midspan::free_scratch(*context);
+  delete context;
+}
+
+const char* midspan_cpu_instruction_set(const midspan_cpu_context* handle) {
+  return reinterpret_cast<const Context*>(handle)->kernels->name;
+}
+
+void midspan_cpu_advise_huge_pages(void* address, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 4096;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(address) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(address) + static_cast<uintptr_t>(bytes)) / page * page;
+  if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address;
+  (void)bytes;
+#endif
+}
+
+int64_t midspan_cpu_packed_linear_bytes(int32_t format, int64_t n, int64_t k) {
+  return midspan::packed_linear_bytes(format, n, k);
+}
+
+int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, const void* source,
+                                int64_t source_row_bytes, int64_t n, int64_t k, void* packed) {
+  Call call(context);
+  return midspan::pack_linear(call.context(), format, source, source_row_bytes, n, k, packed);
+}
+
+int32_t midspan_cpu_run_linear(midspan_cpu_context* context, const midspan_cpu_linear* linear, const void* x,
+                               int64_t x_stride, int64_t rows, void* y, int64_t y_stride) {
+  Call call(context);
+  const Kernels& kernels = call.kernels();
+  const auto run =
+      linear->format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
+  return run(call.context(), *linear, x, x_stride, rows, y, y_stride);
+}
+
+int32_t midspan_cpu_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride, int64_t rows,
+                             int64_t columns, const float* weight, int64_t weight_columns, float epsilon, float offset,
+                             void* y, int64_t y_stride) {
+  Call call(context);
+  return call.kernels().add_rms_norm(call.context(), type, x, x_stride, nullptr, 0, rows, columns, weight,
+                                     weight_columns, epsilon, offset, y, y_stride, nullptr, 0);
+}
+
+int32_t midspan_cpu_add_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
+                                 const void* residual, int64_t residual_stride, int64_t rows, int64_t columns,
+                                 const float* weight, int64_t weight_columns, float epsilon, float offset, void* y,
+                                 int64_t y_stride, void* sum, int64_t sum_stride) {
+  Call call(context);
+  return call.kernels().add_rms_norm(call.context(), type, x, x_stride, residual, residual_stride, rows, columns,
+                                     weight, weight_columns, epsilon, offset, y, y_stride, sum, sum_stride);
+}
+
+int32_t midspan_cpu_gated(midspan_cpu_context* context, int32_t type, int32_t function, const void* gate,
+                          int64_t gate_stride, const void* up, int64_t up_stride, int64_t rows, int64_t columns,
+                          void* y, int64_t y_stride) {
+  Call call(context);
+  return call.kernels().gated(call.context(), type, function, gate, gate_stride, up, up_stride, rows, columns, y,
+                              y_stride);
+}
+
+int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary,
+                               const int32_t* positions, int64_t rows, const void* query, int64_t query_stride,
+                               const void* key, int64_t key_stride, void* query_out, int64_t query_out_stride,
+                               void* key_out, int64_t key_out_stride) {
+  Call call(context);
+  return call.kernels().run_rotary(call.context(), *rotary, positions, rows, query, query_stride, key, key_stride,
+                                   query_out, query_out_stride, key_out, key_out_stride);
+}
+
+int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table,
+                              int64_t table_row_bytes, int64_t table_rows, int64_t columns, float scale,
+                              const int32_t* ids, int64_t rows, int32_t output_type, void* y, int64_t y_stride) {
+  Call call(context);
+  return call.kernels().embedding(call.context(), format, table, table_row_bytes, table_rows, columns, scale, ids,
+                                  rows, output_type, y, y_stride);
+}
+
+int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,
+                           int64_t columns, int32_t* ids, uint8_t* failed) {
+  Call call(context);
+  return call.kernels().argmax(call.context(), logits, logits_stride, rows, columns, ids, failed);
+}
+
+int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention, const void* key,
+                                int64_t key_stride, const void* value, int64_t value_stride, const int32_t* slots,
+                                int64_t tokens) {
+  Call call(context);
+  return call.kernels().write_cache(call.context(), *attention, key, key_stride, value, value_stride, slots, tokens);
+}
+
+int32_t midspan_cpu_run_attention(midspan_cpu_context* context, const midspan_cpu_attention* attention,
+                                  const void* query, int64_t query_stride, const int32_t* query_starts,
+                                  const int32_t* context_lengths, const int32_t* block_table,
+                                  int64_t block_table_stride, int64_t requests, void* out, int64_t out_stride) {
+  Call call(context);
+  return call.kernels().run_attention(call.context(), *attention, query, query_stride, query_starts, context_lengths,
+                                      block_table, block_table_stride, requests, out, out_stride);
+}
+
+}  // extern "C"

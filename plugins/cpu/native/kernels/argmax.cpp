@@ -1,0 +1,71 @@
+// The largest logit of each row, and whether the row can be sampled at all.
+#include "parallel.h"
+
+namespace midspan::MIDSPAN_ISA {
+
+namespace {
+
+constexpr int64_t kPart = 16384;  // columns looked at by one task
+
+struct Found {
+  float value;
+  int32_t column;
+  bool failed;  // a NaN or plus infinity
+};
+
+/// The largest of row[begin:end], the first among equals.
+MIDSPAN_INLINE Found look(const float* row, int64_t begin, int64_t end) {
+  Floats best = splat(-INFINITY), poison = {};
+  Ints columns = splat(static_cast<int32_t>(begin)) + lane_numbers(), best_columns = columns;
+  int64_t index = begin;
+  for (; index + kLanes <= end; index += kLanes) {
+    const Floats value = load(row + index);
+    const Ints greater = value > best;
+    best = greater ? value : best;
+    best_columns = greater ? columns : best_columns;
+    // minus infinity is allowed: what is tested is max(value, 0), NaN kept
+    poison += larger(splat(0.0f), value) * splat(0.0f);
+    columns += kLanes;
+  }
+  Found found = {-INFINITY, static_cast<int32_t>(begin), false};
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const bool better = best[lane] > found.value || (best[lane] == found.value && best_columns[lane] < found.column);
+    if (better) found = {best[lane], best_columns[lane], false};
+  }
+  for (; index < end; ++index) {
+    if (row[index] > found.value) found = {row[index], static_cast<int32_t>(index), false};
+    poison[0] += (row[index] > 0.0f || row[index] != row[index] ? row[index] : 0.0f) * 0.0f;
+  }
+  const float total = sum_of(poison);
+  found.failed = total != total;
+  return found;
+}
+
+}  // namespace
+
+int32_t argmax(Context& context, const float* logits, int64_t logits_stride, int64_t rows, int64_t columns,
+               int32_t* ids, uint8_t* failed) {
+  const int64_t parts = (columns + kPart - 1) / kPart;
+  Found* found = static_cast<Found*>(scratch_memory(context, SCRATCH_PLAN, rows * parts * int64_t{sizeof(Found)}));
+  if (found == nullptr) return MIDSPAN_CPU_OUT_OF_MEMORY;
+  auto task = [&](int64_t index, int32_t) {
+    const int64_t row = index / parts, begin = index % parts * kPart;
+    found[index] = look(logits + row * logits_stride, begin, begin + kPart < columns ? begin + kPart : columns);
+  };
+  for_each_task(context, rows * parts, 0, task);
+  for (int64_t row = 0; row < rows; ++row) {
+    Found best = {-INFINITY, 0, false};
+    for (int64_t part = 0; part < parts; ++part) {
+      const Found& next = found[row * parts + part];
+      const bool bad = best.failed || next.failed;
+      if (next.value > best.value) best = next;
+      best.failed = bad;
+    }
+    const bool nothing = best.failed || best.value == -INFINITY;
+    ids[row] = nothing ? 0 : best.column;
+    failed[row] = nothing ? 1 : 0;
+  }
+  return MIDSPAN_CPU_OK;
+}
+
+}  // namespace midspan::MIDSPAN_ISA

@@ -1,0 +1,45 @@
+// The kernels of one instruction set, as a table.
+//
+// MIDSPAN_ISA_ELSEWHERE names another instruction set from which all but the quantized linear is taken.
+#include <type_traits>
+
+#include "../context.h"
+
+#ifndef MIDSPAN_ISA_ELSEWHERE
+#define MIDSPAN_ISA_ELSEWHERE MIDSPAN_ISA
+#endif
+#define MIDSPAN_TEXT_OF(name) #name
+#define MIDSPAN_TEXT(name) MIDSPAN_TEXT_OF(name)
+
+namespace midspan {
+
+template <auto Kernels::*member>
+using Function = std::remove_pointer_t<std::remove_reference_t<decltype(Kernels{}.*member)>>;
+
+namespace MIDSPAN_ISA {
+Function<&Kernels::run_quantized_linear> run_quantized_linear;
+}
+
+namespace MIDSPAN_ISA_ELSEWHERE {
+Function<&Kernels::run_linear> run_linear;
+Function<&Kernels::add_rms_norm> add_rms_norm;
+Function<&Kernels::gated> gated;
+Function<&Kernels::run_rotary> run_rotary;
+Function<&Kernels::embedding> embedding;
+Function<&Kernels::argmax> argmax;
+Function<&Kernels::write_cache> write_cache;
+Function<&Kernels::run_attention> run_attention;
+}  // namespace MIDSPAN_ISA_ELSEWHERE
+
+namespace MIDSPAN_ISA {
+
+namespace others = MIDSPAN_ISA_ELSEWHERE;
+
+const Kernels kernels = {
+    MIDSPAN_TEXT(MIDSPAN_ISA), others::run_linear, run_quantized_linear, others::add_rms_norm,  others::gated,
+    others::run_rotary,        others::embedding,  others::argmax,       others::write_cache,   others::run_attention,
+};
+
+}  // namespace MIDSPAN_ISA
+
+}  // namespace midspan

@@ -1,0 +1,223 @@
+/* The C interface of the CPU plugin's kernels.
+ *
+ * For: calling them through ctypes, with pointers and sizes and no array library.
+ * Knows nothing about graphs, tensors, Python or the scheduler.
+ *
+ * Rules for every function:
+ *   - a row of a matrix is contiguous; rows lie `*_stride` ELEMENTS apart, so that a column
+ *     slice of a wider matrix is taken as it is (stride 0 repeats one row);
+ *   - sizes are counts of elements, all int64_t; strides, pointers and sizes are
+ *     the caller's responsibility: what cannot be checked cheaply is not checked;
+ *   - returns MIDSPAN_CPU_OK or an error, whose text midspan_cpu_error_text gives;
+ *   - outputs must not overlap inputs, unless said otherwise;
+ *   - arithmetic is float32, outputs are rounded once, to nearest even;
+ *   - the bits of an output row are a function of that row's inputs alone: not of the other
+ *     rows of the call, of the number of threads, or of how the work was divided.
+ *     They may differ between instruction sets.
+ *
+ * A context may be used from one thread at a time for speed; calls that meet in one context are
+ * safe, the later one then runs on its own thread alone. A context does not survive fork().
+ */
+#ifndef MIDSPAN_CPU_H
+#define MIDSPAN_CPU_H
+
+#include <stdint.h>
+
+#pragma GCC visibility push(default)
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MIDSPAN_CPU_ABI_VERSION 1
+
+/* Results. */
+enum {
+  MIDSPAN_CPU_OK = 0,
+  MIDSPAN_CPU_UNSUPPORTED = 1,   /* a type, format or size that the kernel does not serve */
+  MIDSPAN_CPU_OUT_OF_MEMORY = 2, /* no room for scratch memory */
+  MIDSPAN_CPU_OUT_OF_RANGE = 3   /* a token id, position, slot or block number outside its table */
+};
+
+/* Element types of activations and caches. */
+enum { MIDSPAN_CPU_FLOAT32 = 0, MIDSPAN_CPU_BFLOAT16 = 1, MIDSPAN_CPU_FLOAT16 = 2 };
+
+/* Weight formats; the first three equal the element types. GGUF formats are as published by
+ * the GGUF specification: blocks of 32 columns. */
+enum {
+  MIDSPAN_CPU_DENSE_FLOAT32 = 0,
+  MIDSPAN_CPU_DENSE_BFLOAT16 = 1,
+  MIDSPAN_CPU_DENSE_FLOAT16 = 2,
+  MIDSPAN_CPU_GGUF_Q4_0 = 16, /* 18 bytes: fp16 d, 16 bytes of nibbles; w = d * (q - 8) */
+  MIDSPAN_CPU_GGUF_Q4_1 = 17, /* 20 bytes: fp16 d, fp16 m, 16 bytes of nibbles; w = d * q + m */
+  MIDSPAN_CPU_GGUF_Q8_0 = 18  /* 34 bytes: fp16 d, 32 int8; w = d * q */
+};
+
+/* Gate functions. */
+enum { MIDSPAN_CPU_SILU = 0, MIDSPAN_CPU_GELU = 1 /* with erf */, MIDSPAN_CPU_GELU_TANH = 2 };
+
+/* ---- library and context ------------------------------------------------------------- */
+
+/* MIDSPAN_CPU_ABI_VERSION of the library; differs from the header's when they do not belong together. */
+uint32_t midspan_cpu_abi_version(void);
+
+/* A short English text for a result; never NULL, never freed. */
+const char* midspan_cpu_error_text(int32_t result);
+
+/* Names of the instruction sets that this library holds AND this processor runs, best first,
+ * separated by spaces: "avx512vnni avx512 avx2 portable". */
+const char* midspan_cpu_instruction_sets(void);
+
+/* Runs body(begin, end, argument) over sub-ranges of [begin, end) on several threads and returns
+ * when all are done. The signature of torch_parallel_for in libtorch_cpu. */
+typedef int32_t (*midspan_cpu_parallel_for)(int64_t begin, int64_t end, int64_t grain,
+                                            void (*body)(int64_t, int64_t, void*), void* argument);
+
+typedef struct midspan_cpu_context midspan_cpu_context;
+
+/* Makes a context.
+ *   instruction_set: one of the names above, or NULL for the best.
+ *   threads: how many threads share the work, the calling one included, 1 to 1024.
+ *   parallel_for: how to reach them, or NULL for threads of the context's own.
+ *   spin_microseconds: how long an idle own thread, and a caller waiting for the last task, polls
+ *     before it sleeps; no meaning with parallel_for.
+ * Returns NULL when the instruction set is unknown or not runnable here, or memory lacks. */
+midspan_cpu_context* midspan_cpu_create(const char* instruction_set, int32_t threads,
+                                        midspan_cpu_parallel_for parallel_for, int32_t spin_microseconds);
+
+/* Ends the context's threads and frees its scratch memory. NULL is fine. */
+void midspan_cpu_destroy(midspan_cpu_context* context);
+
+/* Name of the context's instruction set. */
+const char* midspan_cpu_instruction_set(const midspan_cpu_context* context);
+
+/* Asks the system for huge pages under [address, address + bytes): worth it for packed weights and
+ * caches of some megabytes, before they are first written. Only a hint. */
+void midspan_cpu_advise_huge_pages(void* address, int64_t bytes);
+
+/* ---- linear -------------------------------------------------------------------------- */
+
+/* Bytes of an [n, k] weight once packed; 0 when the format or k is not supported (GGUF: k % 32 == 0). */
+int64_t midspan_cpu_packed_linear_bytes(int32_t format, int64_t n, int64_t k);
+
+/* Packs a weight for midspan_cpu_run_linear. Packed bytes are the same for all instruction sets.
+ *   source: rows of the weight in `format`, source_row_bytes apart (GGUF: the file's own bytes).
+ *   packed: midspan_cpu_packed_linear_bytes bytes, aligned to 64. */
+int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, const void* source,
+                                int64_t source_row_bytes, int64_t n, int64_t k, void* packed);
+
+/* What stays the same between calls of one linear. */
+typedef struct {
+  const void* packed;
+  const float* bias;    /* [n] or NULL */
+  int64_t n;            /* outputs */
+  int64_t k;            /* inputs */
+  int32_t format;       /* weight format */
+  int32_t input_type;   /* element type of x */
+  int32_t output_type;  /* element type of y: input_type or FLOAT32 */
+  float scale;          /* y = soft_cap((x . w + bias) * scale) */
+  float soft_cap;       /* c * tanh(y / c); 0 for none */
+} midspan_cpu_linear;
+
+/* y[rows, n] = x[rows, k] @ weight^T. GGUF formats: x is rounded to 16-bit integers with one scale for
+ * each 32 columns (relative error 2^-16 of the largest of the 32), the products are exact. */
+int32_t midspan_cpu_run_linear(midspan_cpu_context* context, const midspan_cpu_linear* linear, const void* x,
+                               int64_t x_stride, int64_t rows, void* y, int64_t y_stride);
+
+/* ---- row operations ------------------------------------------------------------------ */
+
+/* y = x / sqrt(mean(x^2) + epsilon) * (weight + offset) over each run of weight_columns columns.
+ * columns % weight_columns == 0. y may be x. */
+int32_t midspan_cpu_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
+                             int64_t rows, int64_t columns, const float* weight, int64_t weight_columns,
+                             float epsilon, float offset, void* y, int64_t y_stride);
+
+/* sum = x + residual, rounded to the type; y = rms_norm(sum). sum may be x or residual. */
+int32_t midspan_cpu_add_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
+                                 const void* residual, int64_t residual_stride, int64_t rows, int64_t columns,
+                                 const float* weight, int64_t weight_columns, float epsilon, float offset, void* y,
+                                 int64_t y_stride, void* sum, int64_t sum_stride);
+
+/* y = function(gate) * up. For gated_pair: up = gate + columns, both with the pair's stride. y may be gate or up. */
+int32_t midspan_cpu_gated(midspan_cpu_context* context, int32_t type, int32_t function, const void* gate,
+                          int64_t gate_stride, const void* up, int64_t up_stride, int64_t rows, int64_t columns,
+                          void* y, int64_t y_stride);
+
+/* What stays the same between calls of one rotary. */
+typedef struct {
+  const float* table;      /* [table_rows, rotary_size]: row p holds cos then sin of p * inverse_frequencies[i],
+                              rotary_size / 2 of each, times the amplitude */
+  int64_t table_rows;      /* positions below this are allowed */
+  int64_t head_size;
+  int64_t rotary_size;     /* even, <= head_size; the other columns are copied */
+  int64_t query_heads;
+  int64_t key_heads;
+  int32_t type;
+  int32_t interleaved;     /* 1: pairs (2i, 2i+1); 0: pairs (i, i + rotary_size / 2) */
+} midspan_cpu_rotary;
+
+/* Rotates query [rows, query_heads * head_size] and key [rows, key_heads * head_size]; positions int32 [rows].
+ * Outputs may be the inputs. */
+int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary,
+                               const int32_t* positions, int64_t rows, const void* query, int64_t query_stride,
+                               const void* key, int64_t key_stride, void* query_out, int64_t query_out_stride,
+                               void* key_out, int64_t key_out_stride);
+
+/* y[i] = table[ids[i]] * scale. The table is [table_rows, columns] in any weight format, UNPACKED (GGUF: the
+ * file's own bytes), rows table_row_bytes apart. ids int32 [rows]. */
+int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table,
+                              int64_t table_row_bytes, int64_t table_rows, int64_t columns, float scale,
+                              const int32_t* ids, int64_t rows, int32_t output_type, void* y, int64_t y_stride);
+
+/* ids[r] = the column of the largest of logits[r] (float32), the lowest one among equals; failed[r] = 1, and
+ * ids[r] = 0, when the row holds a NaN or plus infinity, or nothing but minus infinity; else 0. */
+int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,
+                           int64_t columns, int32_t* ids, uint8_t* failed);
+
+/* ---- attention ----------------------------------------------------------------------- */
+
+/* What stays the same between calls of one attention layer.
+ *
+ * The layer's cache: keys lie TRANSPOSED within a block, values as rows:
+ *   key_cache   [blocks, kv_heads, key_size, block_size]
+ *   value_cache [blocks, kv_heads, block_size, value_size]
+ * Both C-contiguous in cache_type, aligned to 64. */
+typedef struct {
+  void* key_cache;
+  void* value_cache;
+  int64_t blocks;
+  int64_t block_size;          /* a multiple of 16 */
+  int64_t heads;               /* a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads) */
+  int64_t kv_heads;
+  int64_t key_size;
+  int64_t value_size;
+  int64_t window;              /* positions a token sees, itself included; 0 for all */
+  const float* alibi_slopes;   /* [heads] or NULL: score += slope * (key position - query position) */
+  const float* sinks;          /* [heads] or NULL: one more score in the softmax, without value */
+  float scale;
+  float soft_cap;              /* score = c * tanh(score / c), after the scale; 0 for none */
+  int32_t type;                /* element type of query, key, value and the output */
+  int32_t cache_type;          /* type or FLOAT32 or BFLOAT16 or FLOAT16, all pairs are served */
+} midspan_cpu_attention;
+
+/* Writes key [tokens, kv_heads * key_size] and value [tokens, kv_heads * value_size] into the cache at
+ * slots int32 [tokens], slot = block * block_size + offset. */
+int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention,
+                                const void* key, int64_t key_stride, const void* value, int64_t value_stride,
+                                const int32_t* slots, int64_t tokens);
+
+/* Each token attends to its request's cached tokens at its own position and before.
+ *   query [tokens, heads * key_size], out [tokens, heads * value_size];
+ *   query_starts int32 [requests + 1]; context_lengths int32 [requests];
+ *   block_table int32 [requests, block_table_stride]: entry i holds positions i * block_size and on.
+ * A token's output bits are the same in one prefill, in chunks of any size, and in decode. Cache positions at
+ * and after context_lengths, and those before every query's window, are not used, whatever they hold. */
+int32_t midspan_cpu_run_attention(midspan_cpu_context* context, const midspan_cpu_attention* attention,
+                                  const void* query, int64_t query_stride, const int32_t* query_starts,
+                                  const int32_t* context_lengths, const int32_t* block_table,
+                                  int64_t block_table_stride, int64_t requests, void* out, int64_t out_stride);
+
+#ifdef __cplusplus
+}
+#endif
+#pragma GCC visibility pop
+#endif

@@ -1,0 +1,128 @@
+"""Matrix products by the native library: dense weights of every type, and GGUF blocks as they are.
+
+A weight is packed once, straight from the checkpoint's bytes where their type
+allows it. A weight of 16 bits stays so even when activations are float32: its
+values are the same, and half the bytes are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from midspan.interface import Kernel, KernelSite, No, PackedTensor, Support, Yes
+from midspan.interface.weights import DENSE
+from midspan.runtimes.torch.element_types import torch_type
+from midspan.runtimes.torch.preparation import Preparation
+from midspan.runtimes.torch.site_attributes import number, optional_number
+from midspan_cpu.native_library import ELEMENT_TYPES, GGUF_FORMATS, LinearConfig, NativeLibrary
+
+PRIORITY = 20
+
+Unary = Callable[[torch.Tensor], torch.Tensor]
+
+_NUMPY_TYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, ...]:
+    """Kernels named ``native`` for ``linear`` and ``logits``."""
+
+    def supports(site: KernelSite) -> Support:
+        return _supports(site, library)
+
+    def prepare_linear(site: KernelSite) -> Unary:
+        return _product(site, preparation, library, output="input", scale=1.0, soft_cap=0.0)
+
+    def prepare_logits(site: KernelSite) -> Unary:
+        scale, soft_cap = number(site, "scale"), optional_number(site, "soft_cap") or 0.0
+        return _product(site, preparation, library, output="float32", scale=scale, soft_cap=soft_cap)
+
+    return (
+        Kernel(name="native", op="linear", prepare=prepare_linear, supports=supports, priority=PRIORITY),
+        Kernel(name="native", op="logits", prepare=prepare_logits, supports=supports, priority=PRIORITY),
+    )
+
+
+def _supports(site: KernelSite, library: NativeLibrary) -> Support:
+    weight = site.weights["weight"]
+    if weight.format != DENSE and weight.format not in GGUF_FORMATS:
+        return No(f"takes dense weights and {', '.join(GGUF_FORMATS)}, not {weight.format}")
+    rows, columns = weight.shape
+    code = GGUF_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype])
+    if not library.packed_linear_bytes(code, rows, columns):
+        return No(f"does not pack {weight.format} weights with {columns} columns")
+    return Yes()
+
+
+def _product(
+    site: KernelSite,
+    preparation: Preparation,
+    library: NativeLibrary,
+    *,
+    output: str,
+    scale: float,
+    soft_cap: float,
+) -> Unary:
+    weight, stored = site.weights["weight"], site.weights.get("bias")
+    dtype = torch_type(site.dtype)
+    result_type = torch.float32 if output == "float32" else dtype
+    code, packed = _pack(weight, site.dtype, preparation, library)
+    bias = None if stored is None else preparation.vector(stored, dtype)
+    outputs, inputs = weight.shape
+    config = LinearConfig(
+        packed=packed.data_ptr(),
+        bias=None if bias is None else bias.data_ptr(),
+        n=outputs,
+        k=inputs,
+        format=code,
+        input_type=ELEMENT_TYPES[site.dtype],
+        output_type=ELEMENT_TYPES["float32" if output == "float32" else site.dtype],
+        scale=scale,
+        soft_cap=soft_cap,
+    )
+    run, empty = library.linear, torch.empty
+    keep = (packed, bias)  # the configuration holds their addresses only
+
+    def product(x: torch.Tensor, _keep: object = keep) -> torch.Tensor:
+        rows = x.shape[0]
+        result = empty(rows, outputs, dtype=result_type)
+        run(config, x.data_ptr(), x.stride(0), rows, result.data_ptr(), outputs)
+        return result
+
+    return product
+
+
+def _pack(
+    weight: PackedTensor, dtype: str, preparation: Preparation, library: NativeLibrary
+) -> tuple[int, torch.Tensor]:
+    """The weight's format code, and its packed bytes."""
+    rows, columns = weight.shape
+    if weight.format == DENSE:
+        data = weight.parts["data"]
+        # Exact types stay as they are; others are rounded to the activation type, as the definition has it.
+        name = next((name for name, kind in _NUMPY_TYPES.items() if kind == data.dtype), dtype)
+        if name != dtype and dtype != "float32":
+            name = dtype
+        code, source = ELEMENT_TYPES[name], data
+        rounded = None if _NUMPY_TYPES[name] == data.dtype else preparation.tensor(weight, torch_type(name))
+        address = source.ctypes.data if rounded is None else rounded.data_ptr()
+        row_bytes = columns * _NUMPY_TYPES[name].itemsize
+    else:
+        code, source, rounded = GGUF_FORMATS[weight.format], weight.parts["blocks"], None
+        address, row_bytes = source.ctypes.data, source.nbytes // rows
+    if rounded is None and not source.flags.c_contiguous:
+        source = np.ascontiguousarray(source)
+        address = source.ctypes.data
+    size = library.packed_linear_bytes(code, rows, columns)
+    packed = torch.empty(size, dtype=torch.uint8)
+    library.advise_huge_pages(packed.data_ptr(), size)
+    library.pack_linear(code, address, row_bytes, rows, columns, packed.data_ptr())
+    preparation.account(size)
+    return code, packed

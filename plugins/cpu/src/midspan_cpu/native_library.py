@@ -1,0 +1,414 @@
+"""The native kernels, called through ctypes.
+
+For: turning ``native/midspan_cpu.h`` into typed Python. Addresses and sizes go in;
+this module knows no array library, no graph and no kernel table. What each
+function computes, and what it demands of its arguments, stands in the header.
+
+Invariants: a library whose interface version differs is not used; after ``close``
+nothing may be called.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+from midspan.errors import MidspanError, PluginError, SettingsError
+
+ABI_VERSION = 1
+FILE_NAME = "libmidspan_cpu_native.so"
+NO_INSTRUCTION_SET = "none"
+
+ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
+"""Codes of element types; also the codes of dense weight formats."""
+
+GGUF_FORMATS = {"gguf.q4_0": 16, "gguf.q4_1": 17, "gguf.q8_0": 18}
+"""Codes of packed weight formats."""
+
+GATE_FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+"""Codes of gate functions."""
+
+SPIN_MICROSECONDS = 50
+"""How long an idle thread polls before it sleeps: longer than the gap between two kernels of a step."""
+
+
+class LinearConfig(Structure):
+    """``midspan_cpu_linear``: what stays the same between calls of one linear."""
+
+    _fields_ = [
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("format", c_int32),
+        ("input_type", c_int32),
+        ("output_type", c_int32),
+        ("scale", c_float),
+        ("soft_cap", c_float),
+    ]
+
+
+class RotaryConfig(Structure):
+    """``midspan_cpu_rotary``: what stays the same between calls of one rotary."""
+
+    _fields_ = [
+        ("table", c_void_p),
+        ("table_rows", c_int64),
+        ("head_size", c_int64),
+        ("rotary_size", c_int64),
+        ("query_heads", c_int64),
+        ("key_heads", c_int64),
+        ("type", c_int32),
+        ("interleaved", c_int32),
+    ]
+
+
+class AttentionConfig(Structure):
+    """``midspan_cpu_attention``: what stays the same between calls of one attention layer."""
+
+    _fields_ = [
+        ("key_cache", c_void_p),
+        ("value_cache", c_void_p),
+        ("blocks", c_int64),
+        ("block_size", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("key_size", c_int64),
+        ("value_size", c_int64),
+        ("window", c_int64),
+        ("alibi_slopes", c_void_p),
+        ("sinks", c_void_p),
+        ("scale", c_float),
+        ("soft_cap", c_float),
+        ("type", c_int32),
+        ("cache_type", c_int32),
+    ]
+
+
+_POINTER, _SIZE, _CODE, _REAL = c_void_p, c_int64, c_int32, c_float
+_MATRIX = (_POINTER, _SIZE)
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "pack_linear": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    "run_linear": (POINTER(LinearConfig), *_MATRIX, _SIZE, *_MATRIX),
+    "rms_norm": (_CODE, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX),
+    "add_rms_norm": (*(_CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX, *_MATRIX),),
+    "gated": (_CODE, _CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, *_MATRIX),
+    "run_rotary": (POINTER(RotaryConfig), _POINTER, _SIZE, *_MATRIX, *_MATRIX, *_MATRIX, *_MATRIX),
+    "embedding": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _SIZE, _CODE, *_MATRIX),
+    "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
+    "write_cache": (POINTER(AttentionConfig), *_MATRIX, *_MATRIX, _POINTER, _SIZE),
+    "run_attention": (*(POINTER(AttentionConfig), *_MATRIX, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, *_MATRIX),),
+}
+"""Functions that take the context first and return a result code: the other argument types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unavailable:
+    """There are no native kernels here.
+
+    Attributes:
+        reason: why, for a person.
+    """
+
+    reason: str
+
+
+class NativeLibrary:
+    """A context of the native library: an instruction set and some threads.
+
+    All addresses are integers; strides and sizes count elements, except those named bytes.
+    Every method that computes raises ``PluginError`` when the library refuses.
+
+    Attributes:
+        instruction_set: the name of the one in use.
+        threads: threads that share the work, the calling one included.
+    """
+
+    def __init__(
+        self, library: ctypes.CDLL, *, instruction_set: str | None, threads: int, parallel_for: int | None
+    ) -> None:
+        name = None if instruction_set is None else instruction_set.encode()
+        self._library = library
+        self._context = c_void_p(library.midspan_cpu_create(name, threads, parallel_for, SPIN_MICROSECONDS))
+        if not self._context:
+            raise PluginError(
+                f"the native library makes no context for instruction set {instruction_set!r}, {threads} threads.",
+                plugin="cpu",
+            )
+        self.instruction_set: str = library.midspan_cpu_instruction_set(self._context).decode()
+        self.threads = threads
+        for function, types in _SIGNATURES.items():
+            entry = getattr(library, f"midspan_cpu_{function}")
+            entry.argtypes, entry.restype = (c_void_p, *types), c_int32
+        self._run_linear = library.midspan_cpu_run_linear
+        self._rms_norm = library.midspan_cpu_rms_norm
+        self._add_rms_norm = library.midspan_cpu_add_rms_norm
+        self._gated = library.midspan_cpu_gated
+        self._run_rotary = library.midspan_cpu_run_rotary
+        self._write_cache = library.midspan_cpu_write_cache
+        self._run_attention = library.midspan_cpu_run_attention
+
+    def close(self) -> None:
+        """End the threads and free scratch memory. A second call does nothing."""
+        context, self._context = self._context, c_void_p()
+        self._library.midspan_cpu_destroy(context)
+
+    def _check(self, result: int) -> None:
+        if result:
+            text = self._library.midspan_cpu_error_text(result).decode()
+            raise PluginError(f"the native kernel refused: {text}.", plugin="cpu")
+
+    def advise_huge_pages(self, address: int, size: int) -> None:
+        """Ask for huge pages under ``size`` bytes, before they are first written."""
+        self._library.midspan_cpu_advise_huge_pages(address, size)
+
+    def packed_linear_bytes(self, weight_format: int, n: int, k: int) -> int:
+        """Bytes of a packed [n, k] weight; 0 when it is not supported."""
+        size: int = self._library.midspan_cpu_packed_linear_bytes(weight_format, n, k)
+        return size
+
+    def pack_linear(self, weight_format: int, source: int, row_bytes: int, n: int, k: int, packed: int) -> None:
+        """Pack a weight [n, k], whose rows lie ``row_bytes`` apart, to ``packed`` (64-byte aligned)."""
+        pack = self._library.midspan_cpu_pack_linear
+        self._check(pack(self._context, weight_format, source, row_bytes, n, k, packed))
+
+    def linear(self, config: LinearConfig, x: int, x_stride: int, rows: int, y: int, y_stride: int) -> None:
+        """y[rows, n] = x[rows, k] @ weight.T, see the header."""
+        result = self._run_linear(self._context, byref(config), x, x_stride, rows, y, y_stride)
+        if result:
+            self._check(result)
+
+    def rms_norm(
+        self,
+        element_type: int,
+        x: int,
+        x_stride: int,
+        rows: int,
+        columns: int,
+        weight: int,
+        weight_columns: int,
+        epsilon: float,
+        offset: float,
+        y: int,
+        y_stride: int,
+    ) -> None:
+        """Norm of each run of ``weight_columns`` columns; weight is float32."""
+        result = self._rms_norm(
+            *(self._context, element_type, x, x_stride, rows, columns),
+            *(weight, weight_columns, epsilon, offset, y, y_stride),
+        )
+        if result:
+            self._check(result)
+
+    def add_rms_norm(
+        self,
+        element_type: int,
+        x: int,
+        x_stride: int,
+        residual: int,
+        residual_stride: int,
+        rows: int,
+        columns: int,
+        weight: int,
+        weight_columns: int,
+        epsilon: float,
+        offset: float,
+        y: int,
+        y_stride: int,
+        total: int,
+        total_stride: int,
+    ) -> None:
+        """total = x + residual, rounded; y = rms_norm(total)."""
+        result = self._add_rms_norm(
+            *(self._context, element_type, x, x_stride, residual, residual_stride, rows, columns),
+            *(weight, weight_columns, epsilon, offset, y, y_stride, total, total_stride),
+        )
+        if result:
+            self._check(result)
+
+    def gated(
+        self,
+        element_type: int,
+        function: int,
+        gate: int,
+        gate_stride: int,
+        up: int,
+        up_stride: int,
+        rows: int,
+        columns: int,
+        y: int,
+        y_stride: int,
+    ) -> None:
+        """y = function(gate) * up."""
+        result = self._gated(
+            *(self._context, element_type, function, gate, gate_stride, up, up_stride, rows, columns, y, y_stride)
+        )
+        if result:
+            self._check(result)
+
+    def rotary(
+        self,
+        config: RotaryConfig,
+        positions: int,
+        rows: int,
+        query: int,
+        query_stride: int,
+        key: int,
+        key_stride: int,
+        query_out: int,
+        query_out_stride: int,
+        key_out: int,
+        key_out_stride: int,
+    ) -> None:
+        """Rotate query and key; positions are int32 [rows]."""
+        result = self._run_rotary(
+            *(self._context, byref(config), positions, rows, query, query_stride, key, key_stride),
+            *(query_out, query_out_stride, key_out, key_out_stride),
+        )
+        if result:
+            self._check(result)
+
+    def embedding(
+        self,
+        weight_format: int,
+        table: int,
+        row_bytes: int,
+        table_rows: int,
+        columns: int,
+        scale: float,
+        ids: int,
+        rows: int,
+        output_type: int,
+        y: int,
+        y_stride: int,
+    ) -> None:
+        """Rows of an unpacked table by int32 ids, times scale."""
+        self._check(
+            self._library.midspan_cpu_embedding(
+                *(self._context, weight_format, table, row_bytes, table_rows, columns, scale),
+                *(ids, rows, output_type, y, y_stride),
+            )
+        )
+
+    def argmax(self, logits: int, stride: int, rows: int, columns: int, ids: int, failed: int) -> None:
+        """Largest column of each float32 row to int32 ids; uint8 failed marks rows that cannot be sampled."""
+        self._check(self._library.midspan_cpu_argmax(self._context, logits, stride, rows, columns, ids, failed))
+
+    def write_cache(
+        self,
+        config: AttentionConfig,
+        key: int,
+        key_stride: int,
+        value: int,
+        value_stride: int,
+        slots: int,
+        tokens: int,
+    ) -> None:
+        """Write key and value rows into the cache at int32 slots."""
+        result = self._write_cache(self._context, byref(config), key, key_stride, value, value_stride, slots, tokens)
+        if result:
+            self._check(result)
+
+    def attention(
+        self,
+        config: AttentionConfig,
+        query: int,
+        query_stride: int,
+        query_starts: int,
+        context_lengths: int,
+        block_table: int,
+        block_table_stride: int,
+        requests: int,
+        out: int,
+        out_stride: int,
+    ) -> None:
+        """Attention of all requests' tokens over the cache; the integer arrays are int32."""
+        result = self._run_attention(
+            *(self._context, byref(config), query, query_stride, query_starts, context_lengths),
+            *(block_table, block_table_stride, requests, out, out_stride),
+        )
+        if result:
+            self._check(result)
+
+
+Loaded = Union[NativeLibrary, Unavailable]
+
+
+def load_native_library(
+    *, instruction_set: str | None, threads: int, parallel_for: int | None = None, folders: Sequence[str] | None = None
+) -> Loaded:
+    """Open the library and make a context.
+
+    Args:
+        instruction_set: a name; None for the best; ``"none"`` for no native kernels.
+        threads: threads that share the work, the calling one included.
+        parallel_for: address of a function with the signature of ``torch_parallel_for`` through which
+            to reach other threads; None: the context has threads of its own.
+        folders: where the library may lie; None: the folders of this package.
+
+    Raises:
+        SettingsError: the instruction set does not exist or the processor lacks it.
+    """
+    if instruction_set == NO_INSTRUCTION_SET:
+        return Unavailable(reason="native kernels are turned off (instruction set 'none')")
+    path = _find(folders)
+    if path is None:
+        return Unavailable(reason=f"{FILE_NAME} is not in the package; it was installed without its native part")
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return Unavailable(reason=f"{path} cannot be loaded: {error}")
+    found = _abi_version(library)
+    if found != ABI_VERSION:
+        return Unavailable(reason=f"{path} has interface version {found}, wanted is {ABI_VERSION}; install again")
+    _declare(library)
+    sets = library.midspan_cpu_instruction_sets().decode().split()
+    if instruction_set is not None and instruction_set not in sets:
+        raise SettingsError(
+            f"instruction set '{instruction_set}' cannot be used on this processor.",
+            remedy=f"Take one of {', '.join([*sets, NO_INSTRUCTION_SET])}, or none for the best.",
+        )
+    try:
+        return NativeLibrary(library, instruction_set=instruction_set, threads=threads, parallel_for=parallel_for)
+    except MidspanError as error:
+        return Unavailable(reason=str(error))
+
+
+def _find(folders: Sequence[str] | None) -> Path | None:
+    if folders is None:
+        import midspan_cpu
+
+        folders = list(midspan_cpu.__path__)
+    candidates = [Path(folder) / FILE_NAME for folder in folders]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _abi_version(library: ctypes.CDLL) -> int | None:
+    try:
+        function = library.midspan_cpu_abi_version
+    except AttributeError:
+        return None
+    function.argtypes, function.restype = (), c_uint32
+    version: int = function()
+    return version
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    """Argument types of the functions that are no kernels."""
+    signatures: dict[str, tuple[tuple[Any, ...], Any]] = {
+        "error_text": ((c_int32,), c_char_p),
+        "instruction_sets": ((), c_char_p),
+        "create": ((c_char_p, c_int32, c_void_p, c_int32), c_void_p),
+        "destroy": ((c_void_p,), None),
+        "instruction_set": ((c_void_p,), c_char_p),
+        "advise_huge_pages": ((c_void_p, c_int64), None),
+        "packed_linear_bytes": ((c_int32, c_int64, c_int64), c_int64),
+    }
+    for name, (arguments, result) in signatures.items():
+        function = getattr(library, f"midspan_cpu_{name}")
+        function.argtypes, function.restype = arguments, result
