@@ -106,7 +106,11 @@ class Driver:
         self.plan = self.scheduler.schedule()
         self.check()
         assert self.plan.token_count == sum(self.plan.counts) <= self.scheduler.token_budget
-        assert len({id(request) for request in self.plan.requests}) == len(self.plan.requests)
+        planned = {id(request) for request in self.plan.requests}
+        assert len(planned) == len(self.plan.requests)
+        assert not self.plan.admitted or len(planned) <= self.scheduler.max_num_seqs
+        assert all(id(request) in planned for request in self.plan.admitted)
+        assert all(id(request) not in planned for request in self.plan.preempted)
         self._writes = []
         for chunk in self.plan:
             contents = self.contents(chunk.request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -157,9 +158,52 @@ def test_any_course_of_events_keeps_the_accounting_the_cache_and_the_outputs_rig
     run_state_machine_as_test(
         lambda: SchedulerMachine(make_driver, policy),
         settings=settings(
-            max_examples=60,
+            max_examples=80,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         ),
     )
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("caching", [True, False])
+@pytest.mark.parametrize("windows", [(None,), (None, 7), (4, 11)])
+def test_hundreds_of_steps_under_a_load_that_does_not_fit_keep_everything_right(
+    make_driver: Callable[..., Any], policy: str, caching: bool, windows: tuple[int | None, ...]
+) -> None:
+    chance = random.Random(f"{policy} {caching} {windows}")
+    driver = make_driver(
+        windows=windows,
+        blocks=[14 + 3 * number for number in range(len(windows))],
+        block_size=3,
+        caching=caching,
+        seqs=7,
+        budget=19,
+        policy=policy,
+        long_prefill_token_threshold=11,
+        watermark=0.0,
+    )
+    live: list[Any] = []
+    for turn in range(1000):
+        live = [request for request in live if not request.is_finished()]
+        while len(live) < 12:
+            prompt = chance.choice(BEGINNINGS) + [chance.randrange(2) for _ in range(chance.randrange(6))]
+            options = {"priority": chance.randrange(3), "arrival": turn, "salt": chance.choice([None, "a"])}
+            leader = driver.add(prompt, chance.randrange(1, 14), score_prompt=chance.random() < 0.3, **options)
+            live.append(leader)
+            for seed in range(chance.choice([0, 0, 2])):
+                outputs = chance.choice([0, 4])
+                live.append(driver.add(prompt, 5, seed=seed, outputs=outputs, fork_of=leader.request_id, **options))
+        driver.launch()
+        if chance.random() < 0.15:
+            driver.scheduler.abort(chance.choice(live).request_id)
+        driver.complete()
+        if turn % 50 == 49:
+            driver.scheduler.set_token_budget(chance.choice([6, 19, 40]))
+            driver.scheduler.set_max_num_seqs(chance.choice([3, 7]))
+    statistics = driver.scheduler.statistics()
+    assert statistics.preemptions > 0
+    assert (statistics.prefix_hit_tokens > 0) or not caching
+    driver.drain()
+    driver.check_outputs()

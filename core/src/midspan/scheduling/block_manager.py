@@ -204,7 +204,7 @@ class BlockManager:
         fresh = -(-tokens // self.block_size) - hit.tokens // self.block_size
         needed = []
         for pool, window, blocks in zip(self._pools, self._windows, hit.blocks, strict=True):
-            claimed = sum(1 for block in blocks if block and pool.is_free(block))
+            claimed = pool.count_free(blocks)
             most = fresh if window is None else min(fresh, self.window_blocks(window))
             needed.append(claimed + most)
         return tuple(needed)
@@ -215,11 +215,8 @@ class BlockManager:
         for pool, blocks in zip(self._pools, hit.blocks, strict=True):
             table = BlockTable()
             table.blocks.extend(blocks)
-            for block in blocks:
-                if block:
-                    pool.share(block)
-                else:
-                    table.dropped += 1
+            table.dropped = blocks.count(0)
+            pool.share(blocks[table.dropped :])
             tables.append(table)
         request.tables = tuple(tables)
         request.capacity = request.computed_tokens = hit.tokens
@@ -311,6 +308,8 @@ class BlockManager:
 
     def _run_of_blocks(self, request: Request, group: int, limit: int) -> list[int]:
         """Blocks of a full group from the first on, up to the first that is missing."""
+        if request.leader is None and self.enable_prefix_caching:
+            return self._pools[group].index.find_run(request.block_hashes[:limit])
         blocks: list[int] = []
         for position in range(limit):
             block = self._block_at(request, group, position)

@@ -42,9 +42,10 @@ class BlockPool:
         """Blocks that some request owns."""
         return self.blocks - 1 - self.available()
 
-    def is_free(self, block: int) -> bool:
-        """Whether nobody owns the block."""
-        return self._references[block] == 0
+    def count_free(self, blocks: Iterable[int]) -> int:
+        """How many of these blocks nobody owns; the padding block is not counted."""
+        references = self._references
+        return sum([1 for block in blocks if block and not references[block]])
 
     def take(self, count: int) -> list[int]:
         """Give out blocks with one reference each; there must be that many ``available``."""
@@ -69,11 +70,13 @@ class BlockPool:
             self._references[block] = 1
         return taken
 
-    def share(self, block: int) -> None:
-        """Add a reference to a block that is in use, or free with cached content."""
-        if self._references[block] == 0:
-            del self._evictable[block]
-        self._references[block] += 1
+    def share(self, blocks: Iterable[int]) -> None:
+        """Add a reference to blocks that are in use, or free with cached content."""
+        references = self._references
+        for block in blocks:
+            if not references[block]:
+                del self._evictable[block]
+            references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
         """Take one reference from each block; give the one to be evicted first, first."""

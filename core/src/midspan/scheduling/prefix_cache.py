@@ -89,6 +89,17 @@ class PrefixIndex:
         """The block of that content; 0, the padding block, when there is none."""
         return self._block_of.get(key, 0)
 
+    def find_run(self, keys: Sequence[bytes]) -> list[int]:
+        """Blocks of the first keys, up to the first that is not here."""
+        get = self._block_of.get
+        blocks: list[int] = []
+        for key in keys:
+            block = get(key)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
     def add(self, key: bytes, block: int) -> None:
         """Remember a block; a second block of the same content is not remembered."""
         if key not in self._block_of and block not in self._key_of:

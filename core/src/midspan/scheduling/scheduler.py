@@ -183,10 +183,10 @@ class Scheduler:
             head = self._next_waiting(draft) if admitting else None
             running = self._running
             stop = len(running) if head is None else self._policy.first_displaced(running, head)
-            stalled = self._plan_running(draft, position, max(stop, position))
+            stalled = self._plan_running(draft, position, stop)
             if head is None or stalled or draft.budget == 0:
                 break
-            position = min(max(stop, position), len(running))
+            position = min(stop, len(running))
             admitting = self._next_waiting(draft) is head and self._admit(head, draft)
             position += admitting
         self._plan = draft.plan()
@@ -312,8 +312,9 @@ class Scheduler:
 
     def _admit(self, head: Request, draft: StepDraft) -> bool:
         """Let the first waiting request run, at the cost of those that its policy displaces. False: no room."""
-        if not self._make_seat(head, draft):
-            return False
+        while len(self._running) >= self._max_num_seqs:
+            if not self._displace(head, draft):
+                return False
         hit = self._make_room(head, draft)
         if hit is None:
             return False
@@ -331,16 +332,9 @@ class Scheduler:
         self._pass_milestone(head)
         return self._plan_one(head, draft)
 
-    def _make_seat(self, head: Request, draft: StepDraft) -> bool:
-        """See that one more request may run."""
-        while len(self._running) >= self._max_num_seqs:
-            if not self._displace(head, draft):
-                return False
-        return True
-
     def _make_room(self, head: Request, draft: StepDraft) -> PrefixHit | None:
         """Find the cached beginning of a request, where blocks for the rest of what is known are free."""
-        if self._running and not self._displaces(head) and self._room.is_refused_still(head):
+        if self._running and self._room.is_refused_still(head):
             return None
         hit = self._room.find(head, alone=not self._running)
         while hit is None and self._displace(head, draft):
@@ -353,10 +347,10 @@ class Scheduler:
 
     def _displace(self, head: Request, draft: StepDraft) -> bool:
         """Preempt the last running request if it gives way to ``head``."""
-        if not self._displaces(head):
-            return False
-        self._preempt_last(draft)
-        return True
+        displaces = self._displaces(head)
+        if displaces:
+            self._preempt_last(draft)
+        return displaces
 
     def _pass_milestone(self, request: Request) -> None:
         """Do what the count of computed tokens calls for, and set the next count that calls for something."""

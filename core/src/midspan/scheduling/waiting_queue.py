@@ -1,6 +1,6 @@
 """Requests that wait to be admitted, in the order of their rank.
 
-Those that were ended stay in the heap until they come to its top or are too many, so
+Those that were ended stay until they come to its top or are too many, so
 ending one costs nothing in a queue of thousands. Forks stand aside, by the id of the
 leader whose prompt they wait for. Knows nothing of blocks or budgets.
 
@@ -54,8 +54,7 @@ class WaitingQueue:
     def release_held(self, leader_id: str) -> None:
         """Put the forks of a leader into the queue."""
         for request in self._held.pop(leader_id, ()):
-            if not request.is_finished():
-                self.push(request)
+            self.push(request)
 
     def note_ended(self) -> None:
         """One of the requests here was finished."""
