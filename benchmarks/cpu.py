@@ -134,12 +134,12 @@ def bfloat16_folder(source: str, folder: Path) -> tuple[str, str]:
     """
     import ml_dtypes
     import numpy as np
-    from midspan.weights.checkpoint import open_checkpoint
-    from midspan.weights.quantization import dequantize
-    from midspan.weights.resolve import resolve_model
     from safetensors.numpy import save_file
 
     from midspan.settings import read_environment
+    from midspan.weights.checkpoint import open_checkpoint
+    from midspan.weights.quantization import dequantize
+    from midspan.weights.resolve import resolve_model
 
     path = resolve_model(source, environment=read_environment())
     if path.is_dir():
