@@ -22,12 +22,14 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from midspan.observation.logging import LOGGER as ROOT_LOGGER
 from midspan_api.application import create_app
-from midspan_api.listening import bind, url_of
+from midspan_api.guarded_protocol import GuardedProtocol
+from midspan_api.listening import bind, check_certificate, url_of
 from midspan_api.server_settings import ServerSettings
 from midspan_api.serving import Serving
 
 if TYPE_CHECKING:
     from midspan.engine.async_engine import AsyncEngine
+    from midspan.engine.engine_process import EngineProcess
     from midspan.engine.status import ModelInfo, StartupPhase
     from midspan.settings import EngineSettings, Environment
 
@@ -66,6 +68,7 @@ def run_server(
     environment: Environment,
     report: Callable[[StartupPhase], None] | None = None,
     ready: Callable[[Ready], None] | None = None,
+    process: EngineProcess | None = None,
 ) -> int:
     """Serve until told to stop.
 
@@ -75,19 +78,22 @@ def run_server(
         environment: what the process environment says.
         report: gets each moment of the engine's start.
         ready: called once when requests are taken.
+        process: the engine's process, where it was started already.
 
     Returns:
         The exit status for the process.
 
     Raises:
-        SettingsError: the port cannot be had.
+        SettingsError: the port cannot be had, or the certificate is none.
         MidspanError: the engine could not start.
     """
     begun = time.monotonic()
+    if server_settings.ssl_certfile is not None and server_settings.ssl_keyfile is not None:
+        check_certificate(server_settings.ssl_certfile, server_settings.ssl_keyfile)
     listener = bind(server_settings.host, server_settings.port)
     loop = auto_loop_factory()()
     asyncio.set_event_loop(loop)
-    run = _Run(engine_settings, server_settings, environment, listener, begun)
+    run = _Run(engine_settings, server_settings, environment, listener, begun, process)
     try:
         return loop.run_until_complete(run.main(report, ready))
     finally:
@@ -107,12 +113,14 @@ class _Run:
         environment: Environment,
         listener: socket.socket,
         begun: float,
+        process: EngineProcess | None,
     ) -> None:
         self._engine_settings = engine_settings
         self._settings = server_settings
         self._environment = environment
         self._listener = listener
         self._begun = begun
+        self._process = process
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -131,7 +139,9 @@ class _Run:
         from midspan.engine.async_engine import AsyncEngine
 
         starting = asyncio.ensure_future(
-            AsyncEngine.start(self._engine_settings, environment=self._environment, report=report)
+            AsyncEngine.start(
+                self._engine_settings, environment=self._environment, report=report, process=self._process
+            )
         )
         stopped = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -192,10 +202,11 @@ class _Run:
     def _uvicorn_config(self, app: Any) -> uvicorn.Config:
         uvicorn_logger = logging.getLogger("uvicorn")
         uvicorn_logger.handlers[:] = logging.getLogger(ROOT_LOGGER).handlers
-        uvicorn_logger.setLevel(logging.WARNING)
+        uvicorn_logger.setLevel(logging.ERROR)  # its warnings tell what clients did wrong
         uvicorn_logger.propagate = False
         return uvicorn.Config(
             app,
+            http=GuardedProtocol,
             lifespan="off",
             log_config=None,
             access_log=False,

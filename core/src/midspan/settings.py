@@ -96,15 +96,74 @@ class EngineSettings:
     served_model_name: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingsError(f"{name} must be at least 1, not {value}.")
+            _check_range(name, getattr(self, name), 1, LARGEST_BYTES if name.endswith("bytes") else LARGEST_COUNT)
+        _check_range("max_queued_requests", self.max_queued_requests, 0, LARGEST_COUNT)
+        _check_range("seed", self.seed, *SEED_RANGE)
         if self.memory_utilization is not None and not 0.0 < self.memory_utilization <= 1.0:
-            raise SettingsError(f"memory_utilization must be above 0 and at most 1, not {self.memory_utilization}.")
+            raise SettingsError(
+                f"memory_utilization must be above 0 and at most 1, not {self.memory_utilization}.",
+                remedy="It is a share of the free memory: 0.5 is half of it.",
+            )
         if self.scheduling_policy not in ("fcfs", "priority"):
-            raise SettingsError(f"scheduling_policy must be fcfs or priority, not {self.scheduling_policy!r}.")
+            raise SettingsError(
+                f"scheduling_policy {self.scheduling_policy!r} is not known.", remedy="Take fcfs or priority."
+            )
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise SettingsError(
                 f"dtype {self.dtype!r} is not known.", remedy="Take auto, float32, bfloat16 or float16."
             )
+
+    def _check_types(self) -> None:
+        for name, kind in FIELD_TYPES.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL_FIELDS:
+                continue
+            if not isinstance(value, kind) or (isinstance(value, bool) and bool not in kind):
+                raise SettingsError(f"{name} must be {_name(kind)}, not {value!r}.", remedy=REMEDY)
+        for name in ("device_options", "kernels"):
+            for item in getattr(self, name).items():
+                if not all(isinstance(text, str) for text in item):
+                    raise SettingsError(f"{name} must map texts to texts, not {item!r}.", remedy=REMEDY)
+        if not all(isinstance(text, str) for text in self.served_model_name):
+            raise SettingsError(f"served_model_name must hold texts, not {self.served_model_name!r}.", remedy=REMEDY)
+
+
+LARGEST_COUNT = 2**31 - 1
+LARGEST_BYTES = 2**63 - 1
+SEED_RANGE = (-(2**63), 2**64 - 1)
+REMEDY = "Correct the value, or leave the setting out."
+OPTIONAL_FIELDS = frozenset(
+    (
+        "tokenizer",
+        "revision",
+        "max_model_len",
+        "block_size",
+        "memory_utilization",
+        "kv_cache_memory_bytes",
+        "max_queued_requests",
+    )
+)
+FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("model", "tokenizer", "revision", "device", "dtype", "kv_cache_dtype", "scheduling_policy"), (str,)
+    ),
+    **dict.fromkeys(("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"), (int,)),
+    **dict.fromkeys(("kv_cache_memory_bytes", "seed", "max_queued_requests"), (int,)),
+    **dict.fromkeys(("enable_prefix_caching", "strict"), (bool,)),
+    **dict.fromkeys(("device_options", "kernels"), (Mapping,)),
+    "memory_utilization": (int, float),
+    "served_model_name": (tuple, list),
+}
+"""What a value must be; a flag is no number."""
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise SettingsError(f"{name} must be between {low} and {high}, not {value}.", remedy=REMEDY)
+
+
+def _name(kind: tuple[type, ...]) -> str:
+    names = {str: "a text", int: "an integer", bool: "true or false", Mapping: "a mapping", tuple: "a list"}
+    return "a number" if float in kind else names[kind[0]]

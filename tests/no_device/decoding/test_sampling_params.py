@@ -32,7 +32,12 @@ from midspan.errors import InvalidRequest
         ("min_tokens", -1),
         ("presence_penalty", 2.5),
         ("frequency_penalty", float("-inf")),
+        ("temperature", 10**400),
+        ("logit_bias", {10**400: 1}),
+        ("seed", 10**400),
+        ("stop", "x" * 10**6),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-38),
         ("stop", [""]),
         ("stop", ["x"] * 17),
         ("stop", [3]),
@@ -62,6 +67,8 @@ def test_a_value_that_cannot_work_is_refused_by_its_name(field: str, value: Any)
         SamplingParams(**{field: value})
     assert caught.value.parameter == field
     assert field in caught.value.message or field in ("stop", "bad_words")
+    assert field in caught.value.remedy or field == "top_p"
+    assert len(caught.value.message) < 250
 
 
 def test_more_minimum_than_maximum_tokens_is_refused() -> None:

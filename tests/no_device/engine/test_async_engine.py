@@ -25,7 +25,7 @@ from midspan import (
 from midspan.engine.output_processing import merge
 from midspan.engine.request_stream import RequestStream
 from midspan.engine.status import StartupPhase
-from midspan.errors import DeviceNotFound, MidspanError, ModelNotFound
+from midspan.errors import DeviceNotFound, MidspanError, ModelNotFound, SettingsError
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, T]], T]
@@ -268,7 +268,10 @@ def test_start_reports_its_phases_and_raises_what_went_wrong(
     phases: list[StartupPhase] = []
     with pytest.raises(DeviceNotFound, match="reference"):
         run(AsyncEngine.start(settings(tiny_model, device="warp"), environment=environment, report=phases.append))
-    assert "checkpoint" in [phase.name for phase in phases]
+    assert phases == []
+    with pytest.raises(SettingsError, match="block_size"):
+        run(AsyncEngine.start(settings(tiny_model, block_size=5), environment=environment, report=phases.append))
+    assert [phase.name for phase in phases] == ["device", "checkpoint", "graph"]
     with pytest.raises(ModelNotFound):
         run(AsyncEngine.start(settings(tmp_path / "nowhere"), environment=environment))
     with pytest.raises(MidspanError, match="tokenizer"):

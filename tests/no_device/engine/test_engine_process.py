@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 
 from midspan import LLM, AsyncEngine, EngineDead, EngineSettings, Environment, RequestOutput, SamplingParams
+from midspan.engine.engine_process import start_engine_process
 from midspan.engine.frames import LENGTH, frame, receive_frame
 from midspan.engine.messages import (
     Fatal,
     FromEngine,
+    Load,
     Ping,
     Pong,
     Problem,
@@ -32,6 +34,8 @@ from midspan.engine.messages import (
 )
 from midspan.engine.output_processing import merge
 from midspan.engine.request_stream import RequestStream
+from midspan.engine.status import StartupPhase
+from midspan.errors import ModelNotFound
 
 DEADLINE = 60.0
 """Seconds after which a process that should have ended is taken for stuck."""
@@ -44,10 +48,11 @@ def settings(model: Path, **changes: Any) -> EngineSettings:
 
 def serve(model: Path, folder: Path, work: Callable[[AsyncEngine], Any], **options: Any) -> Any:
     """Run an async function with an engine of its own."""
+    chosen = settings(model, device=options.pop("device", "reference"))
 
     async def go() -> Any:
         environment = Environment(cache_folder=folder, offline=True)
-        engine = await AsyncEngine.start(settings(model), environment=environment, **options)
+        engine = await AsyncEngine.start(chosen, environment=environment, **options)
         try:
             return await work(engine)
         finally:
@@ -130,6 +135,38 @@ def test_streams_go_on_after_the_engine_was_killed_and_lose_and_repeat_no_token(
         assert output.prompt_logprobs == wanted.prompt_logprobs
 
 
+def test_an_engine_takes_the_process_that_was_started_before_it(tiny_model: Path, tmp_path: Path) -> None:
+    process = start_engine_process(settings(tiny_model))
+
+    async def work(engine: AsyncEngine) -> int:
+        await engine.check_health(DEADLINE)
+        return engine.engine_pid()
+
+    assert serve(tiny_model, tmp_path, work, process=process) == process.process.pid
+    assert process.process.poll() is not None
+    process.abandon()
+
+
+def test_a_process_that_nobody_needs_is_abandoned(tiny_model: Path) -> None:
+    process = start_engine_process(settings(tiny_model))
+    assert is_running(process.process.pid)
+    process.abandon()
+    assert not is_running(process.process.pid)
+    process.abandon()
+
+
+def test_a_model_that_is_not_found_leaves_no_process(tiny_model: Path, tmp_path: Path) -> None:
+    process = start_engine_process(settings(tiny_model))
+    start = AsyncEngine.start(
+        settings(tmp_path / "nowhere"),
+        environment=Environment(cache_folder=tmp_path, offline=True),
+        process=process,
+    )
+    with pytest.raises(ModelNotFound):
+        asyncio.run(start)
+    assert not is_running(process.process.pid)
+
+
 def test_requests_that_come_and_go_while_the_engine_is_replaced_are_served_or_forgotten(
     tiny_model: Path, tmp_path: Path, tiny_llm: LLM
 ) -> None:
@@ -152,30 +189,117 @@ def test_requests_that_come_and_go_while_the_engine_is_replaced_are_served_or_fo
     assert serve(tiny_model, tmp_path, work).outputs == expected.outputs
 
 
-def test_a_request_that_saw_three_engines_die_is_given_up_and_the_others_go_on(
-    write_model: Any, tmp_path: Path, tiny_llm: LLM
+POISON = 300
+"""A token id of which the deadly device's process dies when one step holds it twelve times."""
+
+DEADLY_DEVICE = """
+import os
+from dataclasses import replace
+from midspan.interface import DevicePlugin, Found, hookimpl
+from midspan.runtimes.reference.device import PLUGIN as REFERENCE
+
+
+def open_device(info, options):
+    device = REFERENCE.open(info, options)
+    compile = device.compile
+
+    def compile_deadly(graph, weights, bounds):
+        program = compile(graph, weights, bounds)
+        run = program.run
+
+        def run_or_die(batch, cache):
+            if list(batch.token_ids).count(POISON) >= 12:
+                os._exit(7)
+            return run(batch, cache)
+
+        program.run = run_or_die
+        return program
+
+    device.compile = compile_deadly
+    return device
+
+
+PLUGIN = DevicePlugin(
+    name="deadly",
+    interface=REFERENCE.interface,
+    probe=lambda: Found((replace(REFERENCE.probe().devices[0], id="deadly"),)),
+    open=open_device,
+)
+
+
+@hookimpl
+def midspan_devices():
+    return (PLUGIN,)
+"""
+
+
+@pytest.fixture
+def deadly_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an installed device whose process ends at once when it is given the poison."""
+    packages = tmp_path / "packages"
+    facts = packages / "deadly-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (packages / "deadly_device.py").write_text(DEADLY_DEVICE.replace("POISON", str(POISON)))
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: deadly\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text("[midspan.plugins]\ndeadly = deadly_device\n")
+    monkeypatch.setenv("PYTHONPATH", str(packages))
+    return "deadly"
+
+
+async def with_poison(engine: AsyncEngine, rounds: int) -> tuple[list[RequestOutput], list[RequestOutput]]:
+    """Streams of all prompts, and while they run one poisoned request after the other."""
+    streams = [
+        await engine.submit(prompt, params, request_id=str(number))
+        for number, (prompt, params) in enumerate(zip(PROMPTS, PARAMS, strict=True))
+    ]
+    begun = [await anext(stream) for stream in streams]
+    ended = []
+    for number in range(rounds):
+        poisoned = await engine.submit(
+            [POISON] * 12, SamplingParams(max_tokens=5, ignore_eos=True), request_id=f"poison-{number}"
+        )
+        ended.append(await join(poisoned))
+    rest = await asyncio.gather(*(join(stream) for stream in streams))
+    return [merge(merge(None, first), last) for first, last in zip(begun, rest, strict=True)], ended
+
+
+def test_a_request_that_kills_every_engine_is_ended_and_its_neighbours_lose_nothing(
+    tiny_model: Path, tmp_path: Path, tiny_llm: LLM, deadly_device: str
 ) -> None:
-    expected = tiny_llm.generate(PROMPTS[0], PARAMS[0])[0]
-    long_model = write_model(max_position_embeddings=8192)
+    expected = tiny_llm.generate(PROMPTS, PARAMS)
 
-    async def work(engine: AsyncEngine) -> tuple[RequestOutput, RequestOutput]:
-        suspect = await engine.submit("the", SamplingParams(max_tokens=None, ignore_eos=True), request_id="suspect")
-        first = await anext(suspect)
-        for _ in range(2):
-            os.kill(engine.engine_pid(), signal.SIGKILL)
-            await anext(suspect)
-            await engine.check_health(DEADLINE)
-        late = await engine.submit(PROMPTS[0], PARAMS[0], request_id="late")
-        begun = await anext(late)
-        os.kill(engine.engine_pid(), signal.SIGKILL)
-        given_up, finished = await asyncio.gather(join(suspect), join(late))
+    async def work(engine: AsyncEngine) -> tuple[list[RequestOutput], list[RequestOutput]]:
+        found = await with_poison(engine, rounds=2)
         assert engine.is_alive()
-        return merge(merge(None, first), given_up), merge(merge(None, begun), finished)
+        await engine.check_health(DEADLINE)
+        assert engine.statistics().blocks_in_use == 0
+        assert engine.statistics().restarts > 3
+        return found
 
-    given_up, finished = serve(long_model, tmp_path, work)
-    assert given_up.outputs[0].finish_reason == "error"
-    assert "3 times" in str(given_up.outputs[0].error)
-    assert finished.outputs == expected.outputs
+    outputs, ended = serve(tiny_model, tmp_path, work, device=deadly_device)
+    assert [one.outputs[0].finish_reason for one in ended] == ["error", "error"]
+    assert "while it ran this request alone" in str(ended[0].outputs[0].error)
+    assert [output.outputs for output in outputs] == [one.outputs for one in expected]
+
+
+def test_an_engine_that_dies_of_nobody_gives_no_request_up(tiny_model: Path, tmp_path: Path, tiny_llm: LLM) -> None:
+    expected = tiny_llm.generate(PROMPTS, PARAMS)
+
+    async def work(engine: AsyncEngine) -> list[RequestOutput]:
+        streams = [
+            await engine.submit(prompt, params, request_id=str(number))
+            for number, (prompt, params) in enumerate(zip(PROMPTS, PARAMS, strict=True))
+        ]
+        begun = [await anext(stream) for stream in streams]
+        for _ in range(3):
+            os.kill(engine.engine_pid(), signal.SIGKILL)
+            for place, stream in enumerate(streams[:4]):
+                begun[place] = merge(begun[place], await anext(stream))
+        rest = await asyncio.gather(*(join(stream) for stream in streams))
+        return [merge(first, last) for first, last in zip(begun, rest, strict=True)]
+
+    outputs = serve(tiny_model, tmp_path, work)
+    assert [output.outputs for output in outputs] == [one.outputs for one in expected]
 
 
 def test_when_it_may_not_be_replaced_streams_and_requests_are_told(tiny_model: Path, tmp_path: Path) -> None:
@@ -293,10 +417,11 @@ def wire() -> Any:
 
 
 def test_rubbish_between_good_messages_is_answered_and_changes_nothing(wire: Wire, tiny_model: Path) -> None:
-    start = encode(Start(settings=settings(tiny_model), path=str(tiny_model)))
+    start, load = encode(Start(settings=settings(tiny_model))), encode(Load(path=str(tiny_model)))
     wire.send(start)
+    wire.send(load)
     wire.receive(Started)
-    for rubbish in (b"", b"\xc1", b"\x81\xa4type\xa5dream", start):
+    for rubbish in (b"", b"\xc1", b"\x81\xa4type\xa5dream", start, load):
         wire.send(rubbish)
         problem = wire.receive(Problem)
         assert isinstance(problem, Problem)
@@ -308,7 +433,8 @@ def test_rubbish_between_good_messages_is_answered_and_changes_nothing(wire: Wir
 
 
 def test_a_stream_that_lost_its_frames_ends_the_engine_with_a_word(wire: Wire, tiny_model: Path) -> None:
-    wire.send(encode(Start(settings=settings(tiny_model), path=str(tiny_model))))
+    wire.send(encode(Start(settings=settings(tiny_model))))
+    wire.send(encode(Load(path=str(tiny_model))))
     wire.receive(Started)
     wire.socket.sendall(LENGTH.pack(2**32 - 1))
     fatal = wire.receive(Fatal)
@@ -323,6 +449,24 @@ def test_a_first_message_that_is_no_start_is_refused(wire: Wire) -> None:
     assert isinstance(fatal, Fatal)
     assert "first message" in fatal.message
     assert wire.process.wait(DEADLINE) == 1
+
+
+def test_the_device_is_opened_before_the_model_is_known(wire: Wire, tiny_model: Path) -> None:
+    wire.send(encode(Start(settings=settings(tiny_model))))
+    phase = wire.receive(StartupPhase)
+    assert isinstance(phase, StartupPhase)
+    assert phase.name == "device"
+    wire.send(encode(Start(settings=settings(tiny_model))))
+    fatal = wire.receive(Fatal)
+    assert isinstance(fatal, Fatal)
+    assert "second message must be a Load" in fatal.message
+    assert wire.process.wait(DEADLINE) == 1
+
+
+def test_a_process_told_to_end_before_it_knows_its_model_ends_well(wire: Wire, tiny_model: Path) -> None:
+    wire.send(encode(Start(settings=settings(tiny_model))))
+    wire.send(encode(Shutdown()))
+    assert wire.process.wait(DEADLINE) == 0
 
 
 def test_the_process_ends_when_its_socket_does(wire: Wire) -> None:

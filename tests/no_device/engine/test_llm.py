@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 
-from midspan import LLM, CacheTooSmall, EngineDead, InvalidRequest, ModelNotFound, SamplingParams, SettingsError
+from midspan import (
+    LLM,
+    CacheTooSmall,
+    EngineDead,
+    EngineSettings,
+    InvalidRequest,
+    ModelNotFound,
+    SamplingParams,
+    SettingsError,
+)
 from midspan.devices.discovery import DeviceCatalogue
+from midspan.engine.model_text import load_model_text
 from midspan.engine.progress import ProgressLine
 from midspan.engine.status import StartupPhase
 from midspan.errors import CheckpointError, TemplateError, UnsupportedModel
@@ -57,6 +67,27 @@ def test_one_bad_prompt_is_refused_before_anything_runs(tiny_llm: LLM) -> None:
         with pytest.raises(InvalidRequest):
             tiny_llm.generate(["the quick", bad])
     assert tiny_llm.statistics() == before
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"the", [None], [1.5], {"prompt": 5}, {"prompt": None}, [b"the"], [{5}]])
+def test_prompts_of_no_known_shape_are_refused(tiny_llm: LLM, prompts: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        tiny_llm.generate(prompts)
+    assert (caught.value.parameter, bool(caught.value.remedy)) == ("prompt", True)
+
+
+@pytest.mark.parametrize("messages", [None, 5, "hi", [5], ["hi"], [[5]], [[{"role": "user", "content": "a"}], "hi"]])
+def test_conversations_of_no_known_shape_are_refused(tiny_llm: LLM, messages: Any) -> None:
+    with pytest.raises(InvalidRequest, match="A conversation must be a list of messages") as caught:
+        tiny_llm.chat(messages)
+    assert caught.value.parameter == "messages"
+
+
+@pytest.mark.parametrize("given", [{"temperature": 0}, 5, [5], "x"])
+def test_parameters_must_be_of_their_class(tiny_llm: LLM, given: Any) -> None:
+    with pytest.raises(InvalidRequest, match="sampling_params must be SamplingParams") as caught:
+        tiny_llm.generate("the", given)
+    assert caught.value.parameter == "sampling_params"
 
 
 def test_parameters_are_given_once_or_for_each_prompt(tiny_llm: LLM) -> None:
@@ -117,6 +148,13 @@ def test_every_end_token_of_the_configs_ends_a_text(write_model: Any, make_llm: 
     output = llm.generate("the", greedy.replace(ignore_eos=False))[0].outputs[0]
     assert output.token_ids == ids[: ids.index(ids[3]) + 1]
     assert (output.finish_reason, output.stop_reason) == ("stop", None)
+
+
+@pytest.mark.parametrize("ids", [-3, 10**30, "x", [[1]], [True], {"a": 1}, [5, -1, 2**40]])
+def test_end_tokens_that_are_no_ids_are_left_out(write_model: Any, ids: Any, tiny_llm: LLM) -> None:
+    text = load_model_text(EngineSettings(model="m"), write_model(generation_config={"eos_token_id": ids}))
+    assert set(text.eos_token_ids) - {5} <= set(tiny_llm.get_tokenizer().eos_token_ids) | {1, 2}
+    assert all(0 <= token < 320 for token in text.eos_token_ids)
 
 
 def test_a_call_that_is_interrupted_leaves_nothing_behind(tiny_llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from midspan.decoding.sampling_params import SamplingParams
-from midspan.engine.frames import LENGTH, MAX_FRAME_BYTES, BrokenStream, frame, read_frame, receive_frame
+from midspan.engine.child import read_frame
+from midspan.engine.frames import LENGTH, MAX_FRAME_BYTES, BrokenStream, frame, receive_frame
 from midspan.engine.messages import (
     Abort,
     AddRequest,
     Fatal,
     FromEngine,
+    Load,
     Ping,
     Pong,
     Problem,
@@ -52,7 +54,8 @@ ADD = AddRequest(
 @pytest.mark.parametrize(
     "message",
     [
-        Start(settings=EngineSettings(model="m", device_options={"a": "b"}, served_model_name=("x",)), path="/m"),
+        Start(settings=EngineSettings(model="m", device_options={"a": "b"}, served_model_name=("x",))),
+        Load(path="/m"),
         ADD,
         Abort(request_id="a"),
         Abort(request_id="a", index=3, reason="stop"),

@@ -34,6 +34,19 @@ def test_an_empty_prompt_is_refused(prepare: Any, prompt: Any) -> None:
     assert caught.value.parameter == "prompt"
 
 
+@pytest.mark.parametrize("prompt", [None, 5, 1.5, b"abc", {5: 6}, {5, 6}, object()], ids=lambda one: type(one).__name__)
+def test_what_is_neither_text_nor_ids_is_refused(prepare: Any, prompt: Any) -> None:
+    with pytest.raises(InvalidRequest, match=type(prompt).__name__) as caught:
+        prepare(prompt)
+    assert (caught.value.parameter, bool(caught.value.remedy)) == ("prompt", True)
+
+
+def test_an_absurdly_long_id_is_refused_in_few_words(prepare: Any) -> None:
+    with pytest.raises(InvalidRequest, match="16610 bits") as caught:
+        prepare([10**5000])
+    assert len(caught.value.message) < 200
+
+
 @pytest.mark.parametrize("ids", [[320], [-1], [2**40], [1.5], ["1"], [True], [None], [[1]]])
 def test_ids_out_of_the_vocabulary_are_refused_and_named(prepare: Any, ids: list[Any]) -> None:
     with pytest.raises(InvalidRequest) as caught:

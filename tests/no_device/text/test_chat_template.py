@@ -165,6 +165,30 @@ def test_a_template_reaches_nothing_but_its_values(source: str) -> None:
         render(source)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'a' * 10**9 }}",
+        "{{ 10**9 * 'a' }}",
+        "{{ [1] * 10**9 }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{% set big = namespace(n=2) %}{% for i in range(60) %}{% set big.n = big.n * big.n %}{% endfor %}{{ big.n }}",
+    ],
+)
+def test_a_template_cannot_take_all_memory_with_one_product(source: str) -> None:
+    with pytest.raises(TemplateError, match="too large"):
+        ChatTemplate(source).render([USER], special_tokens={})
+
+
+def test_products_that_templates_have_use_for_are_made() -> None:
+    assert ChatTemplate("{{ '-' * 3 }}{{ 2 ** 10 * 3 }}{{ 1.5 * 2 }}").render([USER], special_tokens={}) == "---30723.0"
+
+
+def test_a_template_that_is_no_text_is_refused() -> None:
+    with pytest.raises(TemplateError, match="no text but a int"):
+        ChatTemplate(5)  # type: ignore[arg-type]
+
+
 def test_an_attribute_of_the_interpreter_looks_undefined() -> None:
     assert render("{{ messages.__class__ is defined }}{{ messages[0].content.__len__ is defined }}") == "FalseFalse"
 

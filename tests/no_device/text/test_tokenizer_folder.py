@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -223,3 +225,32 @@ def cut_words(name: str, text: str) -> list[str]:
 )
 def test_digits_and_line_breaks_are_cut_in_each_familys_way(name: str, expected: list[str]) -> None:
     assert cut_words(name, "I'm 12345  a\n\n1") == expected
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized(byte_level: Tokenizer) -> None:
+    beginning = threading.Event()
+
+    def work() -> None:
+        beginning.set()
+        byte_level.encode("the quick brown fox " * 50_000)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    beginning.wait()
+    turns = 0
+    while worker.is_alive():
+        time.sleep(0)
+        turns += 1
+    # Without a break in the library's work this thread gets a turn or two at its ends.
+    assert turns > 100
+
+
+def test_no_token_is_longer_than_the_longest(byte_level: Tokenizer, sentencepiece: Tokenizer) -> None:
+    for tokenizer in (byte_level, sentencepiece):
+        longest = tokenizer.longest_token()
+        assert longest is not None
+        assert longest >= max(len(tokenizer.token_text(token_id)) for token_id in range(tokenizer.vocab_size))
+
+
+def test_nothing_is_said_of_the_length_of_tokens_that_have_no_bytes(word_piece: Tokenizer) -> None:
+    assert word_piece.longest_token() is None

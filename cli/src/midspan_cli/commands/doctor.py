@@ -15,7 +15,9 @@ from midspan_cli.engine_flags import EngineFlags
 from midspan_cli.startup_display import StartupDisplay
 
 if TYPE_CHECKING:
+    from midspan.engine.step_loop import EngineCore
     from midspan.settings import EngineSettings
+    from midspan.text.tokenizer import Tokenizer
 
 FAILED = 1
 SELF_TEST_PROMPT = "The capital of France is"
@@ -76,14 +78,18 @@ def _versions() -> dict[str, str]:
 
 
 def _model_report(settings: EngineSettings, *, quiet: bool) -> dict[str, Any]:
-    from midspan.engine.loading import load_model, locate_model
+    from midspan.engine.loading import load_model
+    from midspan.engine.model_location import locate_model
+    from midspan.engine.model_text import load_model_text
+    from midspan.engine.step_loop import EngineCore
 
     with StartupDisplay(quiet=quiet) as display:
         path = locate_model(settings, read_environment(), report=display.report)
+        text = load_model_text(settings, path)
         loaded = load_model(settings, path, report=display.report)
     try:
         info = loaded.info
-        report: dict[str, Any] = {
+        return {
             "name": info.name,
             "path": info.path,
             "architecture": info.architecture,
@@ -109,31 +115,31 @@ def _model_report(settings: EngineSettings, *, quiet: bool) -> dict[str, Any]:
                 }
                 for node in loaded.program.placement.nodes
             ],
+            "self_test": _self_test(EngineCore(loaded, settings), text.tokenizer),
         }
     finally:
         loaded.close()
-    report["self_test"] = _self_test(settings)
-    return report
 
 
-def _self_test(settings: EngineSettings) -> dict[str, Any]:
+def _self_test(core: EngineCore, tokenizer: Tokenizer) -> dict[str, Any]:
     """The same greedy request twice at once: both must give the same tokens."""
     from midspan.decoding.sampling_params import SamplingParams
-    from midspan_cli.local_engine import LocalEngine
+    from midspan.engine.messages import AddRequest, SequenceStart
 
     params = SamplingParams(temperature=0.0, max_tokens=SELF_TEST_TOKENS, ignore_eos=True, n=2)
-    tokens: dict[int, list[int]] = {0: [], 1: []}
-    texts: dict[int, str] = {0: "", 1: ""}
+    starts = [SequenceStart(index=index, seed=0) for index in range(params.n)]
+    tokens: dict[int, list[int]] = {start.index: [] for start in starts}
     errors = []
-    with LocalEngine(settings, read_environment()) as local:
-        for output in local.outputs(SELF_TEST_PROMPT, params):
-            for piece in output.outputs:
-                tokens[piece.index] += piece.token_ids
-                texts[piece.index] += piece.text
-                if piece.error:
-                    errors.append(piece.error)
+    prompt_ids = tokenizer.encode(SELF_TEST_PROMPT)
+    core.add(AddRequest(request_id="self-test", prompt_ids=prompt_ids, params=params, sequences=starts))
+    news = core.take_events()
+    while news or core.has_work():
+        for event in news:
+            tokens[event.index] += event.token_ids
+            errors += [event.error] if event.error else []
+        news = core.step().sequences if core.has_work() else []
     passed = not errors and tokens[0] == tokens[1] and len(tokens[0]) == SELF_TEST_TOKENS
-    return {"passed": passed, "prompt": SELF_TEST_PROMPT, "text": texts[0], "errors": errors}
+    return {"passed": passed, "prompt": SELF_TEST_PROMPT, "text": tokenizer.decode(tokens[0]), "errors": errors}
 
 
 def _problems(report: dict[str, Any]) -> list[str]:

@@ -17,6 +17,8 @@ from midspan_cli.engine_flags import MODEL, EngineFlags
 from midspan_cli.startup_display import StartupDisplay
 
 if TYPE_CHECKING:
+    from midspan.engine.engine_process import EngineProcess
+    from midspan.settings import EngineSettings
     from midspan_api.server import Ready
     from midspan_api.server_settings import ServerSettings
 
@@ -76,26 +78,38 @@ def serve(
     engine: EngineFlags,
 ) -> None:
     """Serve a model with the OpenAI API."""
-    environment = read_environment()
-    run_server = _server_package()
-    from midspan.observation.logging import configure_logging
+    from midspan.engine.engine_process import start_engine_process
 
-    configure_logging(style=server.log_format, level=server.log_level)
+    environment = read_environment()
     if model is None:
         model = DEFAULT_MODEL
         typer.echo(f"No model was named; taking {model}.", err=True)
     engine_settings = engine.settings(model, served_model_name=server.served_model_name)
+    # It opens its device while this process loads the server: together they take half as long.
+    process = start_engine_process(engine_settings)
+    try:
+        status = _run(server, engine_settings, environment, process)
+    finally:
+        process.abandon()
+    raise typer.Exit(status)
+
+
+def _run(server: ServerFlags, engine_settings: EngineSettings, environment: Environment, process: EngineProcess) -> int:
+    run_server = _server_package()
+    from midspan.observation.logging import configure_logging
+
+    configure_logging(style=server.log_format, level=server.log_level)
     server_settings = server_settings_of(server, environment)
     _warn_if_open(server_settings)
     with StartupDisplay() as display:
-        status = run_server(
+        return run_server(
             engine_settings,
             server_settings,
             environment=environment,
             report=display.report,
             ready=lambda ready: _announce(display, ready, guarded=bool(server_settings.api_keys)),
+            process=process,
         )
-    raise typer.Exit(status)
 
 
 def server_settings_of(flags: ServerFlags, environment: Environment) -> ServerSettings:
@@ -174,10 +188,11 @@ def curl_line(url: str, model_name: str, *, chat: bool, guarded: bool) -> str:
     """A command that asks the server something; works when pasted into a shell."""
     if chat:
         path = "/v1/chat/completions"
-        body: dict[str, Any] = {"model": model_name, "messages": [{"role": "user", "content": EXAMPLE_QUESTION}]}
+        messages = [{"role": "user", "content": EXAMPLE_QUESTION}]
+        body: dict[str, Any] = {"model": model_name, "messages": messages, "temperature": 0}
     else:
         path = "/v1/completions"
-        body = {"model": model_name, "prompt": "The capital of France is", "max_tokens": 8}
+        body = {"model": model_name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
     words = ["curl", url + path, "-H", "Content-Type: application/json"]
     if guarded:
         words += ["-H", "Authorization: Bearer YOUR_KEY"]

@@ -7,7 +7,6 @@ ids in the vocabulary, lengths) is checked by ``engine.request_validation``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,13 @@ MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 128
+MAX_STOP_TOKEN_IDS = 1024
+MAX_ALLOWED_TOKEN_IDS = 2**18
+"""More than any vocabulary has."""
+LEAST_REPETITION_PENALTY = 0.01
+"""Logits are divided by it: less of it makes them infinite."""
+SHOWN_DIGITS = 30
+SHOWN_CHARACTERS = 100
 SEED_RANGE = (-(2**63), 2**64 - 1)
 
 
@@ -37,7 +43,7 @@ class SamplingParams:
         max_tokens: tokens to generate at most; None: up to the context's end.
         min_tokens: tokens before which no stop counts.
         presence_penalty, frequency_penalty: in [-2, 2], added per generated token.
-        repetition_penalty: above 0, over prompt and generated tokens.
+        repetition_penalty: 0.01 to 100, over prompt and generated tokens.
         stop: strings that end the text, at most 16.
         stop_token_ids: token ids that end it.
         bad_words: words that are never generated.
@@ -84,7 +90,7 @@ class SamplingParams:
             object.__setattr__(self, "allowed_token_ids", _list("allowed_token_ids", self.allowed_token_ids))
         for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "detokenize"):
             if not isinstance(getattr(self, name), bool):
-                raise InvalidRequest(f"{name} must be true or false, not {getattr(self, name)!r}.", parameter=name)
+                raise _wrong(name, f"{name} must be true or false, not {_short(getattr(self, name))}.")
         self._check_numbers()
         self._check_lists()
 
@@ -106,14 +112,10 @@ class SamplingParams:
             _integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _integer("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens is {self.min_tokens} but max_tokens is {self.max_tokens}.", parameter="min_tokens"
-            )
+            raise _wrong("min_tokens", f"min_tokens is {self.min_tokens} but max_tokens is {self.max_tokens}.")
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 100.0)
-        if self.repetition_penalty == 0.0:
-            raise InvalidRequest("repetition_penalty must be above 0.", parameter="repetition_penalty")
+        _number("repetition_penalty", self.repetition_penalty, LEAST_REPETITION_PENALTY, 100.0)
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
@@ -122,22 +124,22 @@ class SamplingParams:
         _at_most("stop", self.stop, MAX_STOP_STRINGS)
         for text in self.stop:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
-                raise InvalidRequest(f"Each stop string must have 1 to {MAX_STOP_LENGTH} characters.", parameter="stop")
+                raise _wrong("stop", f"Each stop string must have 1 to {MAX_STOP_LENGTH} characters.")
         _at_most("bad_words", self.bad_words, MAX_BAD_WORDS)
         for text in self.bad_words:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_LENGTH:
-                raise InvalidRequest(
-                    f"Each bad word must have 1 to {MAX_STOP_LENGTH} characters.", parameter="bad_words"
-                )
+                raise _wrong("bad_words", f"Each bad word must have 1 to {MAX_STOP_LENGTH} characters.")
+        _at_most("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS)
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0, 2**31 - 1)
         if self.allowed_token_ids is not None:
             if not self.allowed_token_ids:
-                raise InvalidRequest("allowed_token_ids must not be empty.", parameter="allowed_token_ids")
+                raise _wrong("allowed_token_ids", "allowed_token_ids must not be empty.")
+            _at_most("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
             for token in self.allowed_token_ids:
                 _integer("allowed_token_ids", token, 0, 2**31 - 1)
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
-            raise InvalidRequest("logit_bias must map token ids to numbers.", parameter="logit_bias")
+            raise _wrong("logit_bias", "logit_bias must map token ids to numbers.")
         _at_most("logit_bias", self.logit_bias or {}, MAX_LOGIT_BIAS)
         for token, bias in (self.logit_bias or {}).items():
             _integer("logit_bias", token, 0, 2**31 - 1)
@@ -146,24 +148,36 @@ class SamplingParams:
 
 def _list(name: str, values: object) -> tuple[Any, ...]:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
-        raise InvalidRequest(f"{name} must be a list, not {values!r}.", parameter=name)
+        raise _wrong(name, f"{name} must be a list, not {_short(values)}.")
     return tuple(values)
 
 
 def _integer(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidRequest(f"{name} must be an integer, not {value!r}.", parameter=name)
+        raise _wrong(name, f"{name} must be an integer, not {_short(value)}.")
     if not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low} and {high}, not {value}.", parameter=name)
+        raise _wrong(name, f"{name} must be between {low} and {high}, not {_short(value)}.")
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRequest(f"{name} must be a number, not {value!r}.", parameter=name)
-    if not math.isfinite(value) or not low <= value <= high:
-        raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, not {value}.", parameter=name)
+        raise _wrong(name, f"{name} must be a number, not {_short(value)}.")
+    if not low <= value <= high:  # also for NaN
+        raise _wrong(name, f"{name} must be between {low:g} and {high:g}, not {_short(value)}.")
 
 
 def _at_most(name: str, values: Sequence[object] | Mapping[int, float], limit: int) -> None:
     if len(values) > limit:
-        raise InvalidRequest(f"{name} has {len(values)} entries; at most {limit} are taken.", parameter=name)
+        raise _wrong(name, f"{name} has {len(values)} entries; at most {limit} are taken.")
+
+
+def _wrong(name: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, parameter=name, remedy=f"Correct {name}, or leave it out.")
+
+
+def _short(value: object) -> str:
+    """A value for a message; what is absurdly long is cut."""
+    if isinstance(value, int) and not -(10**SHOWN_DIGITS) < value < 10**SHOWN_DIGITS:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}[...]"

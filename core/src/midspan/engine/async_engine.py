@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,16 +22,19 @@ from typing import Any
 import msgspec
 
 from midspan.decoding.sampling_params import SamplingParams
+from midspan.engine.child import EngineChild
+from midspan.engine.engine_process import EngineProcess, start_engine_process
 from midspan.engine.journal import Journal, JournalEntry
-from midspan.engine.loading import locate_model
 from midspan.engine.messages import Abort, AddRequest, SequenceEvent, SequenceStart, StepEvents
+from midspan.engine.model_location import locate_model
 from midspan.engine.model_text import ModelText, load_model_text
 from midspan.engine.output_processing import OutputProcessor
 from midspan.engine.request_seeds import request_seed, sequence_seed
 from midspan.engine.request_stream import RequestStream
 from midspan.engine.request_validation import PreparedRequest, check_text, prepare_request
 from midspan.engine.restart_policy import RestartPolicy
-from midspan.engine.status import EngineStatistics, ModelInfo, StartupPhase
+from midspan.engine.resumption import Resumption
+from midspan.engine.status import EngineStatistics, ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.engine.supervisor import EngineSupervisor, Owner
 from midspan.errors import EngineDead, InvalidRequest, MidspanError, QueueFull
 from midspan.settings import EngineSettings, Environment
@@ -39,9 +42,6 @@ from midspan.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("midspan.engine")
 
-SUSPICIOUS_DEATHS = 3
-"""A request that was running each time when so many engine processes died is not tried again: the
-next death might be the last that is forgiven, and would end everybody's streams."""
 LONG_TEXT = 20_000
 """Characters from which a prompt is tokenized beside the event loop."""
 
@@ -79,7 +79,8 @@ class AsyncEngine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
-        supervisor.watch(Owner(take_in=self._take_in, resume=self._resume, bury=self._end_streams))
+        self._resumption = Resumption(supervisor.send)
+        supervisor.watch(Owner(take_in=self._take_in, mourn=self._mourn, resume=self._resume, bury=self._end_streams))
 
     @classmethod
     async def start(
@@ -87,8 +88,9 @@ class AsyncEngine:
         settings: EngineSettings,
         *,
         environment: Environment,
-        report: Callable[[StartupPhase], None] | None = None,
+        report: Report | None = None,
         max_restarts: int = 3,
+        process: EngineProcess | None = None,
     ) -> AsyncEngine:
         """Find the model, start the engine process and wait until it takes requests.
 
@@ -96,21 +98,29 @@ class AsyncEngine:
             settings: what to serve, and how.
             environment: where models are kept.
             report: gets each phase, in the event loop's thread.
-            max_restarts: how often an engine process that died is replaced within ten minutes.
+            max_restarts: how often an engine process that died of nobody knows what is replaced within ten minutes.
+            process: the engine process, where it was started before this call, with the same settings.
 
         Raises:
             MidspanError: whatever kept the model from being loaded, see ``loading``.
         """
-        tell = report if report is not None else _tell_nobody
+        report = report or ignore_phase
+        child = await EngineChild.connect(start_engine_process(settings) if process is None else process)
         loop = asyncio.get_running_loop()
 
         def from_thread(phase: StartupPhase) -> None:
-            loop.call_soon_threadsafe(tell, phase)
+            loop.call_soon_threadsafe(report, phase)
 
-        path = await asyncio.to_thread(locate_model, settings, environment, report=from_thread)
+        try:
+            path = await asyncio.to_thread(locate_model, settings, environment, report=from_thread)
+        except BaseException:
+            await child.end(0.0)
+            raise
         loading = asyncio.create_task(asyncio.to_thread(load_model_text, settings, path))
         try:
-            supervisor = await EngineSupervisor.start(settings, path, tell, RestartPolicy(restarts=max_restarts))
+            supervisor = await EngineSupervisor.start(
+                settings, child, path, report=report, policy=RestartPolicy(restarts=max_restarts)
+            )
         except BaseException:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
@@ -121,7 +131,7 @@ class AsyncEngine:
             await supervisor.close()
             raise
         model = supervisor.model
-        tell(StartupPhase(name="ready", detail=f"{model.architecture} on {model.device}"))
+        report(StartupPhase(name="ready", detail=f"{model.architecture} on {model.device}"))
         return cls(settings, text, supervisor)
 
     async def submit(
@@ -264,15 +274,14 @@ class AsyncEngine:
         )
         processor = OutputProcessor(request_id, prepared, self.tokenizer, arrival_time=now)
         stream = RequestStream(request_id, prepared, lambda: self._give_up(request_id, wire_id))
-        live = self._live[request_id] = _Live(
+        self._live[request_id] = _Live(
             request_id=request_id, entry=self._journal.open(request), processor=processor, stream=stream
         )
         self._names[wire_id] = request_id
         self._idle.clear()
         if self._supervisor.is_ready():
             self._sent += 1
-            live.entry.note_sent()
-            self._supervisor.send(request)
+            self._resumption.let_in(request)
         return stream
 
     def _give_up(self, request_id: str, wire_id: str) -> None:
@@ -292,19 +301,27 @@ class AsyncEngine:
         del self._live[live.request_id]
         del self._names[wire_id]
         self._journal.close(wire_id)
+        self._sent -= self._resumption.ended(wire_id)
         if not self._live:
             self._idle.set()
 
-    def _resume(self) -> list[AddRequest]:
-        """What a fresh engine process shall go on with."""
+    def _mourn(self) -> bool:
+        """The engine process died; whether a request was found guilty of it, and ended."""
+        guilty = self._resumption.lost()
+        request_id = None if guilty is None else self._names.get(guilty)
+        if request_id is None:
+            return False
+        logger.error("the engine process died of request %s", request_id)
+        self._end(self._live[request_id], "error", "The engine process died again while it ran this request alone.")
+        return True
+
+    def _resume(self) -> None:
+        """Have a fresh engine process go on with what is live."""
         self._statistics = EngineStatistics()
-        for live in tuple(self._live.values()):
-            live.entry.note_death()
-            if live.entry.deaths >= SUSPICIOUS_DEATHS:
-                self._end(live, "error", f"The engine process died {live.entry.deaths} times while this request ran.")
-        self._sent = len(self._journal)
-        logger.warning("%d requests go on in a fresh engine process", self._sent)
-        return self._journal.resumptions()
+        requests = self._journal.resumptions()
+        self._sent = len(requests)
+        logger.warning("%d requests go on in a fresh engine process", len(requests))
+        self._resumption.begin(requests)
 
     def _end(self, live: _Live, reason: str, error: str | None = None) -> None:
         """End a request from this side; its stream gets what is left and the reason."""
@@ -340,6 +357,7 @@ class AsyncEngine:
         live.entry.emit(event.index, event.token_ids, prompt_scored=scored)
         if live.processor.is_finished(event.index):
             live.entry.end(event.index)
+        self._resumption.generated(event.request_id, event.index)
         for index in progress.stopped:
             self._supervisor.send(Abort(request_id=event.request_id, index=index, reason="stop"))
         if progress.output is not None:
@@ -348,10 +366,7 @@ class AsyncEngine:
             live.stream.feed(progress.output)
 
     def _end_streams(self, error: EngineDead) -> None:
+        self._resumption.lost()
         for live in tuple(self._live.values()):
             self._strike(live)
             live.stream.feed(error)
-
-
-def _tell_nobody(phase: StartupPhase) -> None:
-    """A report to nobody."""

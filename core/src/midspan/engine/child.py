@@ -1,26 +1,23 @@
-"""The engine process as its parent sees it: start, talk, end.
+"""The engine process as its parent sees it: talk, end.
 
-Knows messages and no requests. Invariant: the process holds its end of the socket
-alone, so the end of the stream means that it is gone.
+Knows messages and no requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
 import subprocess
-import sys
 
-from midspan.engine.frames import frame, read_frame
+from midspan.engine.engine_process import EngineProcess
+from midspan.engine.frames import LENGTH, check_length, frame
 from midspan.engine.messages import FromEngine, ToEngine, decode_from_engine, encode
 
 STREAM_BUFFER_BYTES = 1 << 20
 
 
 class EngineChild:
-    """A running engine process. Made by ``spawn``."""
+    """A running engine process. Made by ``connect``."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -30,27 +27,14 @@ class EngineChild:
         self._writer = writer
 
     @classmethod
-    async def spawn(cls) -> EngineChild:
-        """Start a process that waits for its first message.
-
-        Must be called in the thread that lives as long as the process shall: the kernel
-        ends the process with the thread that started it.
-        """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    async def connect(cls, started: EngineProcess) -> EngineChild:
+        """Talk to a process from this event loop."""
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "midspan.engine.process", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError:
-            ours.close()
+            reader, writer = await asyncio.open_unix_connection(sock=started.connection, limit=STREAM_BUFFER_BYTES)
+        except BaseException:
+            started.abandon()
             raise
-        finally:
-            theirs.close()
-        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=STREAM_BUFFER_BYTES)
-        return cls(process, reader, writer)
+        return cls(started.process, reader, writer)
 
     @property
     def pid(self) -> int:
@@ -90,3 +74,13 @@ class EngineChild:
         if status < 0:
             return f"killed by signal {signal.Signals(-status).name}"
         return f"exit status {status}"
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
+    """As ``frames.receive_frame``, for asyncio."""
+    try:
+        (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+        check_length(size)
+        return await reader.readexactly(size)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None

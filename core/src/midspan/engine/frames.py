@@ -8,7 +8,6 @@ The length is unsigned, big-endian.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 
@@ -30,7 +29,7 @@ def frame(payload: bytes) -> bytes:
     Raises:
         BrokenStream: it is longer than a frame may be.
     """
-    _check(len(payload))
+    check_length(len(payload))
     return LENGTH.pack(len(payload)) + payload
 
 
@@ -47,18 +46,8 @@ def receive_frame(connection: socket.socket) -> bytes | None:
     if header is None:
         return None
     (size,) = LENGTH.unpack(header)
-    _check(size)
+    check_length(size)
     return _receive(connection, size)
-
-
-async def read_frame(reader: asyncio.StreamReader) -> bytes | None:
-    """As ``receive_frame``, for asyncio."""
-    try:
-        (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-        _check(size)
-        return await reader.readexactly(size)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return None
 
 
 def _receive(connection: socket.socket, size: int) -> bytes | None:
@@ -75,6 +64,11 @@ def _receive(connection: socket.socket, size: int) -> bytes | None:
     return b"".join(parts)
 
 
-def _check(size: int) -> None:
+def check_length(size: int) -> None:
+    """Refuse a length that no frame has.
+
+    Raises:
+        BrokenStream: it is above the limit.
+    """
     if size > MAX_FRAME_BYTES:
         raise BrokenStream(f"A frame of {size} bytes is above the limit of {MAX_FRAME_BYTES}.")

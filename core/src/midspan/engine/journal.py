@@ -22,25 +22,13 @@ class JournalEntry:
 
     Attributes:
         request: as it was first sent.
-        deaths: engine processes that died while they had it.
     """
 
     def __init__(self, request: AddRequest) -> None:
         self.request = request
-        self.deaths = 0
-        self._sent = False
         self._prompt_scored = False
         self._seeds = {start.index: start.seed for start in request.sequences}
         self._emitted: dict[int, list[int]] = {start.index: list(start.emitted_ids) for start in request.sequences}
-
-    def note_sent(self) -> None:
-        """Note that an engine process has it now."""
-        self._sent = True
-
-    def note_death(self) -> None:
-        """Note that the engine process died."""
-        self.deaths += self._sent
-        self._sent = False
 
     def emit(self, index: int, token_ids: Iterable[int], *, prompt_scored: bool = False) -> None:
         """Note tokens that the caller is given. What comes after a sequence's end is ignored.
@@ -97,7 +85,5 @@ class Journal:
         self._entries.pop(request_id, None)
 
     def resumptions(self) -> list[AddRequest]:
-        """What a fresh engine shall go on with, in the order of arrival; they count as sent."""
-        for entry in self._entries.values():
-            entry.note_sent()
+        """What a fresh engine shall go on with, in the order of arrival."""
         return [entry.resumption() for entry in self._entries.values()]

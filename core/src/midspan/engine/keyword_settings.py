@@ -57,7 +57,4 @@ def settings_from_keywords(model: str, keywords: Mapping[str, Any]) -> EngineSet
                 remedy=f"Did you mean {near[0]!r}?" if near else f"Settings: {', '.join(known)}.",
             )
         chosen[target] = value
-    try:
-        return EngineSettings(model=model, **chosen)
-    except TypeError as error:
-        raise SettingsError(f"A setting has a value of the wrong type: {error}.") from error
+    return EngineSettings(model=model, **chosen)

@@ -10,7 +10,7 @@ anything runs; whatever interrupts a call leaves no request behind.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Union, cast
@@ -18,15 +18,16 @@ from typing import Any, Union, cast
 from midspan.decoding.sampling_params import SamplingParams
 from midspan.devices.discovery import DeviceCatalogue
 from midspan.engine.keyword_settings import settings_from_keywords
-from midspan.engine.loading import Report, ignore_phase, load_model, locate_model
+from midspan.engine.loading import load_model
 from midspan.engine.messages import AddRequest, SequenceEvent, SequenceStart
+from midspan.engine.model_location import locate_model
 from midspan.engine.model_text import load_model_text
 from midspan.engine.output_processing import OutputProcessor, merge
 from midspan.engine.outputs import RequestOutput
 from midspan.engine.progress import ProgressLine
 from midspan.engine.request_seeds import request_seed, sequence_seed
 from midspan.engine.request_validation import PreparedRequest, prepare_request
-from midspan.engine.status import EngineStatistics, ModelInfo
+from midspan.engine.status import EngineStatistics, ModelInfo, Report, ignore_phase
 from midspan.engine.step_loop import EngineCore
 from midspan.errors import EngineDead, InvalidRequest
 from midspan.settings import Environment, read_environment
@@ -131,10 +132,7 @@ class LLM:
             TemplateError: the template is missing or fails on these messages.
             InvalidRequest: as ``generate``.
         """
-        if messages and isinstance(messages[0], Mapping):
-            conversations = [cast("Sequence[Message]", messages)]
-        else:
-            conversations = list(cast("Sequence[Sequence[Message]]", messages))
+        conversations = _conversations(messages)
         prompts: list[str | Sequence[int]] = [
             self._text.tokenizer.apply_chat_template(
                 [dict(message) for message in conversation],
@@ -215,6 +213,12 @@ class LLM:
             return [self.get_default_sampling_params()] * count
         if isinstance(given, SamplingParams):
             return [given] * count
+        if not isinstance(given, Sequence) or not all(isinstance(one, SamplingParams) for one in given):
+            raise InvalidRequest(
+                f"sampling_params must be SamplingParams or a list of them, not {type(given).__name__}.",
+                parameter="sampling_params",
+                remedy="Make them with SamplingParams(temperature=0, ...).",
+            )
         if len(given) != count:
             raise InvalidRequest(
                 f"There are {count} prompts and {len(given)} sampling parameters.",
@@ -266,9 +270,33 @@ def _by_request(events: Sequence[SequenceEvent]) -> dict[str, list[SequenceEvent
     return found
 
 
+def _conversations(messages: object) -> list[Sequence[Message]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes)):
+        raise _no_messages(messages)
+    conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+    for conversation in conversations:
+        if not isinstance(conversation, Sequence) or not all(isinstance(message, Mapping) for message in conversation):
+            raise _no_messages(conversation)
+    return conversations
+
+
+def _no_messages(given: object) -> InvalidRequest:
+    return InvalidRequest(
+        f"A conversation must be a list of messages, not {type(given).__name__}.",
+        parameter="messages",
+        remedy='Give [{"role": "user", "content": "..."}], or a list of such lists.',
+    )
+
+
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
+    if not isinstance(prompts, Iterable) or isinstance(prompts, bytes):
+        raise InvalidRequest(
+            f"Prompts must be text, token ids or a list of such, not {type(prompts).__name__}.",
+            parameter="prompt",
+            remedy="Give text or token ids.",
+        )
     listed = list(prompts)
     if listed and all(isinstance(item, int) for item in listed):
         return [cast("list[int]", listed)]
@@ -280,5 +308,9 @@ def _unpack(prompt: Prompt) -> str | Sequence[int]:
         for name in ("prompt_token_ids", "prompt"):
             if name in prompt:
                 return cast("str | Sequence[int]", prompt[name])
-        raise InvalidRequest("A prompt given as a mapping needs 'prompt' or 'prompt_token_ids'.", parameter="prompt")
+        raise InvalidRequest(
+            "A prompt given as a mapping needs 'prompt' or 'prompt_token_ids'.",
+            parameter="prompt",
+            remedy="Give text or token ids.",
+        )
     return prompt

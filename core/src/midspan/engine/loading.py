@@ -1,6 +1,6 @@
 """From settings to a model that is ready to run.
 
-Finds the model's files, chooses a device, builds the graph, compiles it, sizes
+Chooses a device, builds the graph, compiles it, sizes
 and allocates the cache, and runs a first step. Knows no request and asks the
 device what it can do, never who it is.
 
@@ -10,14 +10,14 @@ Each phase is reported as it begins, so that a person who waits knows for what.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from midspan.devices.discovery import DeviceCatalogue, architectures, discover
 from midspan.devices.selection import SelectedDevice, select_device
 from midspan.engine.cache_planning import CacheDemand, CachePlan, cache_budget, plan_cache, readable_bytes
-from midspan.engine.status import ModelInfo, StartupPhase
+from midspan.engine.status import ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.engine.warm_up import warm_up
 from midspan.errors import SettingsError
 from midspan.graph.passes import apply_passes
@@ -26,14 +26,10 @@ from midspan.interface.capabilities import Capabilities
 from midspan.interface.device import Bounds, Device
 from midspan.interface.graph import Graph
 from midspan.interface.program import Program
-from midspan.models.catalogue import build_graph
-from midspan.settings import EngineSettings, Environment
+from midspan.models.catalogue import ArchitectureBuilder, build_graph
+from midspan.settings import EngineSettings
 from midspan.weights.checkpoint import Checkpoint, open_checkpoint
-from midspan.weights.download_progress import DownloadProgress
-from midspan.weights.resolve import resolve_model
 from midspan.weights.store import CheckpointWeights, LoadProgress
-
-Report = Callable[[StartupPhase], None]
 
 SCORED_ROWS = 256
 """Rows of logits that a step may hold beside one for each sequence: prompt scoring needs
@@ -76,30 +72,49 @@ class _Asked:
     selected: SelectedDevice
 
 
-def ignore_phase(phase: StartupPhase) -> None:
-    """A report to nobody."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OpenedDevice:
+    """A device that waits for its model.
 
-
-def locate_model(settings: EngineSettings, environment: Environment, *, report: Report = ignore_phase) -> Path:
-    """Find the model's files, download them where they must be.
-
-    Args:
-        settings: names the model.
-        environment: cache folder, and whether downloads are allowed.
-        report: gets the download's progress.
-
-    Raises:
-        ModelNotFound: there is no such model, or it cannot be downloaded.
+    Attributes:
+        selected: which it is, and why it was taken.
+        device: opened.
+        architectures: builders that installed packages bring.
     """
 
-    def progress(step: DownloadProgress) -> None:
-        report(StartupPhase(name=step.phase, detail=step.source, done=step.bytes_done, total=step.bytes_total))
+    selected: SelectedDevice
+    device: Device
+    architectures: Mapping[str, ArchitectureBuilder]
 
-    return resolve_model(settings.model, environment=environment, revision=settings.revision, report=progress)
+
+def open_device(
+    settings: EngineSettings, *, catalogue: DeviceCatalogue | None = None, report: Report = ignore_phase
+) -> OpenedDevice:
+    """Choose and open the device that the settings ask for.
+
+    Args:
+        settings: ``device`` and its options.
+        catalogue: the devices to choose from; None: those installed here.
+        report: hears which was taken.
+
+    Raises:
+        DeviceNotFound, PluginError: the device cannot be had.
+        SettingsError: an option that it does not take.
+    """
+    found = discover() if catalogue is None else catalogue
+    selected = select_device(found, settings.device)
+    report(StartupPhase(name="device", detail=selected.explanation))
+    device = selected.plugin.open(selected.info, settings.device_options)
+    return OpenedDevice(selected=selected, device=device, architectures=architectures(found.registry))
 
 
 def load_model(
-    settings: EngineSettings, path: Path, *, catalogue: DeviceCatalogue | None = None, report: Report = ignore_phase
+    settings: EngineSettings,
+    path: Path,
+    *,
+    catalogue: DeviceCatalogue | None = None,
+    opened: OpenedDevice | None = None,
+    report: Report = ignore_phase,
 ) -> LoadedModel:
     """Load a model onto a device.
 
@@ -107,6 +122,7 @@ def load_model(
         settings: what to load, and how.
         path: its files, from ``locate_model``.
         catalogue: the devices to choose from; None: those installed here.
+        opened: the device, closed when the loading fails; None: it is chosen and opened once the files were found good.
         report: gets each phase as it begins.
 
     Raises:
@@ -115,22 +131,22 @@ def load_model(
         SettingsError: a setting that this device or model cannot serve.
         OutOfDeviceMemory, CacheTooSmall: it does not fit.
     """
-    report(StartupPhase(name="checkpoint", detail=str(path)))
-    checkpoint = open_checkpoint(path)
-    found = discover() if catalogue is None else catalogue
-    selected = select_device(found, settings.device)
-    report(StartupPhase(name="device", detail=selected.explanation))
-    device = selected.plugin.open(selected.info, settings.device_options)
     try:
-        graph = build_graph(checkpoint.config, architectures=architectures(found.registry))
+        report(StartupPhase(name="checkpoint", detail=str(path)))
+        checkpoint = open_checkpoint(path)
+        if opened is None:
+            opened = open_device(settings, catalogue=catalogue, report=report)
+        device = opened.device
+        graph = build_graph(checkpoint.config, architectures=opened.architectures)
         report(StartupPhase(name="graph", detail=f"{graph.architecture}, {len(graph.nodes)} nodes"))
         graph = apply_passes(graph)
         bounds = choose_bounds(settings, device.capabilities, checkpoint, graph)
         program = _compile(device, graph, checkpoint, bounds, report)
-        asked = _Asked(settings=settings, path=path, selected=selected)
+        asked = _Asked(settings=settings, path=path, selected=opened.selected)
         return _finish(asked, device, graph, program, bounds, report)
     except BaseException:
-        device.close()
+        if opened is not None:
+            opened.device.close()
         raise
 
 

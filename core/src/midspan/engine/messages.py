@@ -42,14 +42,22 @@ class SequenceStart(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
-    """The first message: what to load.
+    """The first message: open the device.
 
     Attributes:
         settings: the engine's settings.
-        path: the resolved model, a folder or a file.
     """
 
     settings: EngineSettings
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag="load"):
+    """The second message: load the model.
+
+    Attributes:
+        path: the resolved model, a folder or a file.
+    """
+
     path: str
 
 
@@ -211,7 +219,7 @@ class Pong(msgspec.Struct, frozen=True, kw_only=True, tag="pong"):
     number: int
 
 
-ToEngine = Union[Start, AddRequest, Abort, Ping, Shutdown]
+ToEngine = Union[Start, Load, AddRequest, Abort, Ping, Shutdown]
 FromEngine = Union[StartupPhase, Started, StepEvents, Problem, Fatal, Pong]
 
 

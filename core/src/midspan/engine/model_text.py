@@ -29,6 +29,8 @@ GENERATION_FIELDS: Mapping[str, str] = {
 }
 """Fields of ``generation_config.json`` that become defaults -> their names in ``SamplingParams``."""
 
+LARGEST_TOKEN_ID = 2**31 - 1
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelText:
@@ -85,6 +87,6 @@ def _eos_token_ids(tokenizer: Tokenizer, checkpoint: Checkpoint) -> tuple[int, .
     for config in (checkpoint.config, checkpoint.generation_config):
         named = config.get("eos_token_id")
         for token in named if isinstance(named, list) else [named]:
-            if isinstance(token, int) and not isinstance(token, bool):
+            if isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= LARGEST_TOKEN_ID:
                 ids.add(token)
     return tuple(sorted(ids))

@@ -17,6 +17,9 @@ from midspan.engine.status import ModelInfo
 from midspan.errors import ContextLengthExceeded, InvalidRequest
 from midspan.text.tokenizer import Tokenizer
 
+LARGEST_SHOWN = 10**18
+SHOWN_CHARACTERS = 60
+
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRequest:
@@ -61,9 +64,15 @@ def prepare_request(
         if not prompt:
             raise InvalidRequest("The prompt is empty.", parameter="prompt", remedy="Give text or token ids.")
         text, ids = prompt, tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-    else:
+    elif isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes, bytearray)):
         text, ids = None, list(prompt)
         check_token_ids(ids, model.vocab_size, "prompt")
+    else:
+        raise InvalidRequest(
+            f"A prompt must be text or a list of token ids, not {type(prompt).__name__}.",
+            parameter="prompt",
+            remedy="Give text or token ids.",
+        )
     if not ids:
         raise InvalidRequest("The prompt has no tokens.", parameter="prompt", remedy="Give text or token ids.")
     _check_params(params, model)
@@ -99,13 +108,23 @@ def check_token_ids(ids: Iterable[object], vocab_size: int, parameter: str) -> N
     """
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int):
-            raise InvalidRequest(f"{parameter} holds {token!r}, which is no token id.", parameter=parameter)
+            raise InvalidRequest(
+                f"{parameter} holds {_shown(token)}, which is no token id.",
+                parameter=parameter,
+                remedy=f"Token ids are integers from 0 to {vocab_size - 1}.",
+            )
         if not 0 <= token < vocab_size:
             raise InvalidRequest(
-                f"{parameter} holds the token id {token}, which is out of the vocabulary of {vocab_size}.",
+                f"{parameter} holds the token id {_shown(token)}, which is out of the vocabulary of {vocab_size}.",
                 parameter=parameter,
                 remedy=f"Token ids are 0 to {vocab_size - 1}.",
             )
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, int) and not -LARGEST_SHOWN < value < LARGEST_SHOWN:
+        return f"of {value.bit_length()} bits"
+    return repr(value)[:SHOWN_CHARACTERS]
 
 
 def _check_params(params: SamplingParams, model: ModelInfo) -> None:
@@ -127,6 +146,7 @@ def _check_params(params: SamplingParams, model: ModelInfo) -> None:
                 f"{name} is {wanted}; this model on this device gives at most "
                 f"{min(model.max_logprobs, model.vocab_size)}.",
                 parameter=name,
+                remedy="Ask for fewer.",
             )
 
 

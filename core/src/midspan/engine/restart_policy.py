@@ -34,3 +34,7 @@ class RestartPolicy:
             return False
         self._times.append(now)
         return True
+
+    def forgive(self) -> None:
+        """Forget what was counted: the cause is known and gone."""
+        self._times.clear()

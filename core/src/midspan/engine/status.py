@@ -6,6 +6,8 @@ no transport.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 
@@ -24,6 +26,14 @@ class StartupPhase(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
     detail: str = ""
     done: int | None = None
     total: int | None = None
+
+
+Report = Callable[[StartupPhase], None]
+"""Who is told of a start's phases."""
+
+
+def ignore_phase(phase: StartupPhase) -> None:
+    """A report to nobody."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,27 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from midspan.engine.child import EngineChild
+from midspan.engine.engine_process import start_engine_process
 from midspan.engine.messages import (
-    AddRequest,
     Fatal,
+    Load,
     Ping,
     Pong,
     Problem,
     ProtocolError,
     Shutdown,
-    Start,
     Started,
     StepEvents,
     ToEngine,
 )
 from midspan.engine.remote_errors import restore_error
 from midspan.engine.restart_policy import RestartPolicy
-from midspan.engine.status import ModelInfo, StartupPhase
+from midspan.engine.status import ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.errors import EngineDead, MidspanError
 from midspan.settings import EngineSettings
 
@@ -46,12 +46,14 @@ class Owner:
 
     Attributes:
         take_in: hears of events.
-        resume: says which requests a fresh process shall go on with.
+        mourn: hears that the process died; answers whether it is known and gone what it died of.
+        resume: hears that a fresh process takes requests, and sends those that shall go on.
         bury: hears that there will be no engine any more.
     """
 
     take_in: Callable[[StepEvents], None]
-    resume: Callable[[], Iterable[AddRequest]]
+    mourn: Callable[[], bool]
+    resume: Callable[[], None]
     bury: Callable[[EngineDead], None]
 
 
@@ -83,12 +85,13 @@ class EngineSupervisor:
 
     @classmethod
     async def start(
-        cls, settings: EngineSettings, path: Path, report: Callable[[StartupPhase], None], policy: RestartPolicy
+        cls, settings: EngineSettings, child: EngineChild, path: Path, *, report: Report, policy: RestartPolicy
     ) -> EngineSupervisor:
-        """Start the process and wait until it takes requests.
+        """Have a process load the model and wait until it takes requests.
 
         Args:
-            settings: what to serve, and how.
+            settings: with which the process was started; others are started with them.
+            child: the first process. It is ended when the loading fails.
             path: the model's files.
             report: gets each phase.
             policy: how often the process is replaced.
@@ -96,7 +99,7 @@ class EngineSupervisor:
         Raises:
             MidspanError: whatever kept the model from being loaded.
         """
-        child, model = await _boot(settings, path, report)
+        model = await _load(child, path, report)
         return cls(settings, path, child, model, policy)
 
     @property
@@ -177,6 +180,8 @@ class EngineSupervisor:
         reason = f"The engine process ended: {how}." if last_words is None else last_words.message
         logger.error("%s", reason)
         self._forget_pings()
+        if owner.mourn():
+            self._policy.forgive()
         if (last_words is not None and not last_words.restartable) or not self._policy.allows(time.monotonic()):
             self._bury(owner, EngineDead(reason, remedy="Look at the server's log and restart it."))
             return False
@@ -207,15 +212,16 @@ class EngineSupervisor:
 
     async def _replace(self, owner: Owner) -> None:
         self.restarts += 1
-        self._child, model = await _boot(self._settings, self._path, _tell_nobody)
+        self._child = await EngineChild.connect(start_engine_process(self._settings))
+        model = await _load(self._child, self._path, ignore_phase)
         if model.max_model_len < self.model.max_model_len:
+            await self._child.end(0.0)
             raise EngineDead(
                 f"The cache has room for requests of {model.max_model_len} tokens now, not {self.model.max_model_len}."
             )
         if self._closing:
             self._child.send(Shutdown())
-        for request in owner.resume():
-            self._child.send(request)
+        owner.resume()
         self._ready.set()
 
     def _bury(self, owner: Owner, death: EngineDead) -> None:
@@ -230,17 +236,14 @@ class EngineSupervisor:
                 answer.set_result(False)
 
 
-async def _boot(
-    settings: EngineSettings, path: Path, report: Callable[[StartupPhase], None]
-) -> tuple[EngineChild, ModelInfo]:
-    """Start an engine process and wait until it has loaded the model."""
-    child = await EngineChild.spawn()
+async def _load(child: EngineChild, path: Path, report: Report) -> ModelInfo:
+    """Have a process load the model; it is ended when it cannot."""
     try:
-        child.send(Start(settings=settings, path=str(path)))
+        child.send(Load(path=str(path)))
         while True:
             message = await child.receive()
             if isinstance(message, Started):
-                return child, message.model
+                return message.model
             if isinstance(message, StartupPhase):
                 report(message)
             elif isinstance(message, Fatal):
@@ -253,7 +256,3 @@ async def _boot(
     except BaseException:
         await child.end(0.0)
         raise
-
-
-def _tell_nobody(phase: StartupPhase) -> None:
-    """A report to nobody."""

@@ -102,9 +102,11 @@ def read_llama_config(fields: Mapping[str, Any], variant: LlamaVariant) -> Llama
     heads = config.integer("num_attention_heads", high=2**16)
     kv_heads = config.integer("num_key_value_heads", default=variant.kv_heads or heads, high=2**16)
     if heads % kv_heads:
-        raise CheckpointError(f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}.")
+        raise CheckpointError(
+            f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}.", remedy=REMEDY
+        )
     head_size = _head_size(config, variant, hidden_size, heads)
-    layers = config.integer("num_hidden_layers", high=2**16)
+    layers = config.integer("num_hidden_layers", high=2**12)
     max_position = config.integer("max_position_embeddings")
     attention_bias = variant.qkv_bias is None and config.flag("attention_bias", default=False)
     return LlamaConfig(

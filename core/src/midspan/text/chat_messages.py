@@ -118,4 +118,8 @@ def _key(key: object, where: str) -> str:
 
 
 def _wrong(where: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"{where} {what}.", parameter=where.partition("[")[0].partition(".")[0])
+    return InvalidRequest(
+        f"{where} {what}.",
+        parameter=where.partition("[")[0].partition(".")[0],
+        remedy="Correct the request.",
+    )

@@ -18,6 +18,7 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from midspan.errors import InvalidRequest, TemplateError
@@ -25,6 +26,11 @@ from midspan.text.chat_messages import plain_data, plain_messages
 
 _CONTINUES = "\ue0f0continues\ue0f1 "
 """Marks where the last message ends. The space at its end tells whether the template strips messages."""
+
+LARGEST_PRODUCT = 1_000_000
+"""Elements of a text or list that was multiplied."""
+LARGEST_BITS = 4096
+"""Of an integer that was multiplied or raised to a power."""
 
 _TAKEN = frozenset({"messages", "tools", "add_generation_prompt"})
 
@@ -41,6 +47,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, now: Callable[[], datetime] = datetime.now) -> None:
+        if not isinstance(source, str):
+            raise TemplateError(f"The chat template is no text but a {type(source).__name__}.", remedy="Give its text.")
         environment = _environment(now)
         try:
             self._template = environment.from_string(source)
@@ -149,10 +157,31 @@ class _GenerationBlock(jinja2.ext.Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, and products and powers of bounded size: one of them can take all memory."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Multiply, or raise to a power.
+
+        Raises:
+            jinja2.TemplateError: the result would be too large.
+        """
+        if operator == "*":
+            sizes = [len(side) for side in (left, right) if isinstance(side, (str, bytes, list, tuple))]
+            counts = [side for side in (left, right) if isinstance(side, int)]
+            too_large = bool(sizes and counts and sizes[0] * counts[0] > LARGEST_PRODUCT)
+            too_large = too_large or sum(count.bit_length() for count in counts) > LARGEST_BITS
+        else:
+            too_large = isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > LARGEST_BITS
+        if too_large:
+            raise jinja2.TemplateError(f"the result of '{operator}' is too large")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment(now: Callable[[], datetime]) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals.pop("lipsum")  # filler text; a function that templates have no use for
     environment.globals["dict"] = _make_dict

@@ -87,12 +87,14 @@ class Tokenizer:
         Raises:
             InvalidRequest: the text has lone surrogates, which no encoding has room for.
         """
+        # A batch of one: the library lets other threads run during a batch, and during a single text it does not.
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except TypeError as error:
             raise InvalidRequest(
                 "The text has characters that are not valid Unicode (lone surrogates).", parameter="prompt"
             ) from error
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True, continues_text: bool = False) -> str:
@@ -116,6 +118,12 @@ class Tokenizer:
         for _ in range(0 if continues_text else rule.strip_count):
             text = text.removeprefix(rule.strip)
         return text
+
+    def longest_token(self) -> int | None:
+        """Characters of the longest token; None where nothing is known of how tokens are spelled."""
+        if self.bytes_rule is None:
+            return None
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes of one token, wherever it stands; nothing for an id outside of the vocabulary."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import tokenizers
 from tokenizers import processors
@@ -28,6 +28,7 @@ _NO_TOKENIZER = (
     "Add the model's tokenizer.json to the folder (AutoTokenizer.from_pretrained(...).save_pretrained(...) of "
     "transformers writes one), or name a folder that has one with --tokenizer."
 )
+LARGEST_TOKEN_ID = 2**31 - 1
 _SPLIT_OF_CLASS = {"Qwen2Tokenizer": "qwen2", "GPT2Tokenizer": "gpt-2"}
 """Tokenizer class in tokenizer_config.json -> how its vocab.json and merges.txt cut words."""
 
@@ -171,7 +172,11 @@ def _eos_token_ids(folder: Path, backend: tokenizers.Tokenizer, special: Mapping
     if listed is None and ids == [None]:
         listed = _json_object(folder / "config.json").get("eos_token_id")
     ids += listed if isinstance(listed, list) else [listed]
-    return tuple(dict.fromkeys(token_id for token_id in ids if isinstance(token_id, int)))
+    return tuple(dict.fromkeys(token_id for token_id in ids if _is_token_id(token_id)))
+
+
+def _is_token_id(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_TOKEN_ID
 
 
 def _chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
