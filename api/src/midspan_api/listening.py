@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+import ssl
 
 from midspan.errors import SettingsError
 
@@ -34,6 +35,25 @@ def bind(host: str, port: int) -> socket.socket:
         listener.close()
         raise _explained(error, host, port) from None
     return listener
+
+
+def check_certificate(certfile: str, keyfile: str) -> None:
+    """Refuse files that TLS cannot be served with.
+
+    Args:
+        certfile: PEM file of the certificate.
+        keyfile: PEM file of its key.
+
+    Raises:
+        SettingsError: one cannot be read, is none, or they do not belong together.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
+    except OSError as error:
+        raise SettingsError(
+            f"TLS cannot be served with {certfile!r} and {keyfile!r}: {error.strerror or error}.",
+            remedy="Give PEM files that belong together with --ssl-certfile and --ssl-keyfile.",
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

@@ -1,19 +1,20 @@
 """Turns prompts and messages into token ids without holding up the event loop.
 
 Short texts are worked on in place, as a hop to a thread costs more than they
-do; long ones go to a small pool of threads of their own. Knows no HTTP.
+do; long ones go to a small pool of threads of their own. A text that is longer
+than any that fits the model is refused unread. Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from midspan.errors import InvalidRequest
-from midspan_api.protocol.chat_request import Message, template_messages, template_variables
+from midspan.errors import ContextLengthExceeded, InvalidRequest
+from midspan_api.protocol.chat_request import template_messages, template_variables
 
 if TYPE_CHECKING:
     from midspan.text.tokenizer import Tokenizer
@@ -25,6 +26,11 @@ SHORT_CHARACTERS = 2048
 
 THREADS = 2
 DECODE_IN_PLACE = 512
+FOLDED_CHARACTERS = 4
+"""Characters that a tokenizer may fold into one before it looks for tokens: accents, ligatures, runs of spaces."""
+
+MESSAGE_COST = 64
+"""Work on a message or a part of one besides its text, in characters of text."""
 
 
 class PromptPreparation:
@@ -41,17 +47,52 @@ class PromptPreparation:
         self._chat_template = chat_template
         self._trust_request_template = trust_request_template
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="tokenize")
+        self._longest_token: int | None = None
 
     def close(self) -> None:
         """Let the threads go."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
-        work = partial(self._tokenizer.encode, text, add_special_tokens=add_special_tokens)
-        return await self._run(work, len(text))
+    async def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool, context: int | None = None, parameter: str
+    ) -> list[list[int]]:
+        """Token ids of each text.
 
-    async def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        Args:
+            texts: any texts.
+            add_special_tokens: put the tokens around each that the model expects.
+            context: tokens that the model takes; None: the length does not matter.
+            parameter: the request field that the texts came from, for errors.
+
+        Raises:
+            ContextLengthExceeded: a text has too many characters for this context, whatever its tokens.
+        """
+        work = partial(self._encode_all, texts, add_special_tokens, context, parameter)
+        return await self._run(work, sum(map(len, texts)))
+
+    def _encode_all(
+        self, texts: Sequence[str], add_special_tokens: bool, context: int | None, parameter: str
+    ) -> list[list[int]]:
+        if context is not None:
+            for text in texts:
+                self._check_length(text, context, parameter)
+        return [self._tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
+
+    def _check_length(self, text: str, context: int, parameter: str) -> None:
+        if len(text) <= context * FOLDED_CHARACTERS:
+            return
+        if self._longest_token is None:
+            self._longest_token = self._tokenizer.longest_token() or len(text)
+        least = len(text) // (self._longest_token * FOLDED_CHARACTERS)
+        if least >= context:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {context} tokens. However, the prompt has at least {least} "
+                "tokens, which leaves no room for output.",
+                parameter=parameter,
+                remedy="Shorten the prompt.",
+            )
+
+    async def decode(self, token_ids: list[int], *, skip_special_tokens: bool, parameter: str = "tokens") -> str:
         """The text of token ids.
 
         Raises:
@@ -61,7 +102,7 @@ class PromptPreparation:
             if not 0 <= token_id < self._tokenizer.vocab_size:
                 raise InvalidRequest(
                     f"The vocabulary has {self._tokenizer.vocab_size} tokens; a token id lies outside of it.",
-                    parameter="tokens",
+                    parameter=parameter,
                 )
         work = partial(self._tokenizer.decode, token_ids, skip_special_tokens=skip_special_tokens)
         return await self._run(work, SHORT_CHARACTERS * len(token_ids) // DECODE_IN_PLACE)
@@ -100,18 +141,20 @@ class PromptPreparation:
                 parameter="chat_template",
                 code="unsupported_parameter",
             )
-        prepared = template_messages(messages)
         opens = not continue_final_message if add_generation_prompt is None else add_generation_prompt
-        work = partial(
-            self._tokenizer.apply_chat_template,
-            prepared,
-            add_generation_prompt=opens,
-            continue_final_message=bool(continue_final_message),
-            template=template or self._chat_template,
-            **template_variables(variables),
-        )
-        size = SHORT_CHARACTERS + 1 if template is not None else sum(map(_characters, prepared))
-        return await self._run(work, size)
+        given = template_variables(variables)
+
+        def render() -> str:
+            return self._tokenizer.apply_chat_template(
+                template_messages(messages),
+                add_generation_prompt=opens,
+                continue_final_message=bool(continue_final_message),
+                template=template or self._chat_template,
+                **given,
+            )
+
+        size = SHORT_CHARACTERS + 1 if template is not None else sum(map(_characters, messages))
+        return await self._run(render, size)
 
     async def _run(self, work: Callable[[], Result], characters: int) -> Result:
         if characters <= SHORT_CHARACTERS:
@@ -119,8 +162,15 @@ class PromptPreparation:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
-def _characters(message: Message) -> int:
-    return len(message["content"])
+def _characters(message: dict[str, Any]) -> int:
+    content = message.get("content")
+    if isinstance(content, list):
+        return sum(MESSAGE_COST + _length(part.get("text")) for part in content if isinstance(part, dict))
+    return MESSAGE_COST + _length(content)
+
+
+def _length(text: object) -> int:
+    return len(text) if isinstance(text, str) else 0
 
 
 def truncated(token_ids: list[int], limit: int | None, longest: int) -> list[int]:

@@ -21,7 +21,7 @@ class ServerSettings:
         host: address to listen on.
         port: TCP port; 0 takes a free one.
         api_keys: any of them opens the guarded routes; empty: all routes are open.
-        served_model_names: names that requests may give; empty: the engine's own name.
+        served_model_names: names that requests may give; empty: the model's own, see ``model_naming``.
         chat_template: text of a template that replaces the model's; None: the model's.
         trust_request_chat_template: let a request bring its own template.
         max_body_bytes: larger request bodies are refused with 413.
@@ -55,5 +55,10 @@ class ServerSettings:
             raise SettingsError(f"shutdown_timeout must be 0 or more seconds, not {self.shutdown_timeout}.")
         if any(not key for key in self.api_keys):
             raise SettingsError("An API key is empty.", remedy="Give a key with --api-key, or leave the flag out.")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise SettingsError(
+                f"root_path must begin with a slash and not end with one, unlike {self.root_path!r}.",
+                remedy="Give for example --root-path /models.",
+            )
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise SettingsError("TLS needs both --ssl-keyfile and --ssl-certfile.")

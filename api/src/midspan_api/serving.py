@@ -22,6 +22,7 @@ from midspan.errors import ContextLengthExceeded, EngineDead, InvalidRequest, Mo
 from midspan.observation.logging import current_request_id, log_fields
 from midspan.observation.metrics import ServerMetrics
 from midspan_api.live_request import LiveRequest
+from midspan_api.model_naming import served_names
 from midspan_api.prompt_preparation import PromptPreparation
 from midspan_api.protocol.error_body import ServerDraining
 from midspan_api.server_settings import ServerSettings
@@ -47,7 +48,7 @@ class Serving:
     def __init__(self, engine: AsyncEngine, settings: ServerSettings, *, load_seconds: float = 0.0) -> None:
         self.engine = engine
         self.settings = settings
-        self.model_names = settings.served_model_names or (engine.model.name,)
+        self.model_names = settings.served_model_names or served_names(engine.model.name, engine.model.path)
         self.prompts = PromptPreparation(
             engine.tokenizer,
             chat_template=settings.chat_template,

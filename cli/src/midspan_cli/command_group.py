@@ -18,6 +18,8 @@ from typer.core import TyperCommand, TyperGroup
 from midspan_cli.command_table import COMMANDS, CommandEntry, find
 from midspan_cli.flag_records import with_records
 
+OPTIONS = "Options"
+
 
 class CommandGroup(TyperGroup):
     """The root command."""
@@ -52,6 +54,29 @@ class CommandGroup(TyperGroup):
             self.commands.setdefault(entry.name, TyperCommand(entry.name, help=entry.summary))
 
 
+class PlainHelp(TyperCommand):
+    """A command whose help is plain text, its flags under headings.
+
+    Names of flags are never cut, however narrow the terminal is.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then the flags of each heading."""
+        arguments, panels = [], dict[str, list[tuple[str, str]]]()
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is None:
+                continue
+            if parameter.param_type_name == "argument":
+                arguments.append(record)
+            else:
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or OPTIONS, []).append(record)
+        for heading, records in (("Arguments", arguments), *panels.items()):
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
 def load(entry: CommandEntry) -> Any:
     """Import a command and build its parser."""
     module = import_module(f"midspan_cli.commands.{entry.name}")
@@ -60,8 +85,8 @@ def load(entry: CommandEntry) -> Any:
 
 def build(name: str, function: Callable[..., None]) -> Any:
     """The parser of one command function."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command(name)(with_records(function))
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name, cls=PlainHelp)(with_records(function))
     command = typer.main.get_command(app)
     command.name = name
     return command

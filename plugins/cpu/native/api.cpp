@@ -1,12 +1,12 @@
 // The public functions: contexts, and the hand-over to the kernels of the chosen instruction set.
 //
 // Compiled for the oldest supported processor.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
-
-#include <sys/mman.h>
 
 #include "context.h"
 #include "thread_pool.h"
@@ -203,8 +203,7 @@ int32_t midspan_cpu_run_linear(midspan_cpu_context* context, const midspan_cpu_l
                                int64_t x_stride, int64_t rows, void* y, int64_t y_stride) {
   Call call(context);
   const Kernels& kernels = call.kernels();
-  const auto run =
-      linear->format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
+  const auto run = linear->format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
   return run(call.context(), *linear, x, x_stride, rows, y, y_stride);
 }
 
@@ -233,21 +232,21 @@ int32_t midspan_cpu_gated(midspan_cpu_context* context, int32_t type, int32_t fu
                               y_stride);
 }
 
-int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary,
-                               const int32_t* positions, int64_t rows, const void* query, int64_t query_stride,
-                               const void* key, int64_t key_stride, void* query_out, int64_t query_out_stride,
-                               void* key_out, int64_t key_out_stride) {
+int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary, const int32_t* positions,
+                               int64_t rows, const void* query, int64_t query_stride, const void* key,
+                               int64_t key_stride, void* query_out, int64_t query_out_stride, void* key_out,
+                               int64_t key_out_stride) {
   Call call(context);
   return call.kernels().run_rotary(call.context(), *rotary, positions, rows, query, query_stride, key, key_stride,
                                    query_out, query_out_stride, key_out, key_out_stride);
 }
 
-int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table,
-                              int64_t table_row_bytes, int64_t table_rows, int64_t columns, float scale,
-                              const int32_t* ids, int64_t rows, int32_t output_type, void* y, int64_t y_stride) {
+int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table, int64_t table_row_bytes,
+                              int64_t table_rows, int64_t columns, float scale, const int32_t* ids, int64_t rows,
+                              int32_t output_type, void* y, int64_t y_stride) {
   Call call(context);
-  return call.kernels().embedding(call.context(), format, table, table_row_bytes, table_rows, columns, scale, ids,
-                                  rows, output_type, y, y_stride);
+  return call.kernels().embedding(call.context(), format, table, table_row_bytes, table_rows, columns, scale, ids, rows,
+                                  output_type, y, y_stride);
 }
 
 int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,

@@ -22,19 +22,19 @@ struct Kernels {
   const char* name;
   int32_t (*run_linear)(Context&, const midspan_cpu_linear&, const void*, int64_t, int64_t, void*, int64_t);
   int32_t (*run_quantized_linear)(Context&, const midspan_cpu_linear&, const void*, int64_t, int64_t, void*, int64_t);
-  int32_t (*add_rms_norm)(Context&, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t,
-                          const float*, int64_t, float, float, void*, int64_t, void*, int64_t);
+  int32_t (*add_rms_norm)(Context&, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t, const float*,
+                          int64_t, float, float, void*, int64_t, void*, int64_t);
   int32_t (*gated)(Context&, int32_t, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t, void*,
                    int64_t);
-  int32_t (*run_rotary)(Context&, const midspan_cpu_rotary&, const int32_t*, int64_t, const void*, int64_t,
-                        const void*, int64_t, void*, int64_t, void*, int64_t);
+  int32_t (*run_rotary)(Context&, const midspan_cpu_rotary&, const int32_t*, int64_t, const void*, int64_t, const void*,
+                        int64_t, void*, int64_t, void*, int64_t);
   int32_t (*embedding)(Context&, int32_t, const void*, int64_t, int64_t, int64_t, float, const int32_t*, int64_t,
                        int32_t, void*, int64_t);
   int32_t (*argmax)(Context&, const float*, int64_t, int64_t, int64_t, int32_t*, uint8_t*);
   int32_t (*write_cache)(Context&, const midspan_cpu_attention&, const void*, int64_t, const void*, int64_t,
                          const int32_t*, int64_t);
-  int32_t (*run_attention)(Context&, const midspan_cpu_attention&, const void*, int64_t, const int32_t*,
-                           const int32_t*, const int32_t*, int64_t, int64_t, void*, int64_t);
+  int32_t (*run_attention)(Context&, const midspan_cpu_attention&, const void*, int64_t, const int32_t*, const int32_t*,
+                           const int32_t*, int64_t, int64_t, void*, int64_t);
 };
 
 class ThreadPool;

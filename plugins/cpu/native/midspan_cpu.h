@@ -108,14 +108,14 @@ int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, co
 /* What stays the same between calls of one linear. */
 typedef struct {
   const void* packed;
-  const float* bias;    /* [n] or NULL */
-  int64_t n;            /* outputs */
-  int64_t k;            /* inputs */
-  int32_t format;       /* weight format */
-  int32_t input_type;   /* element type of x */
-  int32_t output_type;  /* element type of y: input_type or FLOAT32 */
-  float scale;          /* y = soft_cap((x . w + bias) * scale) */
-  float soft_cap;       /* c * tanh(y / c); 0 for none */
+  const float* bias;   /* [n] or NULL */
+  int64_t n;           /* outputs */
+  int64_t k;           /* inputs */
+  int32_t format;      /* weight format */
+  int32_t input_type;  /* element type of x */
+  int32_t output_type; /* element type of y: input_type or FLOAT32 */
+  float scale;         /* y = soft_cap((x . w + bias) * scale) */
+  float soft_cap;      /* c * tanh(y / c); 0 for none */
 } midspan_cpu_linear;
 
 /* y[rows, n] = x[rows, k] @ weight^T. GGUF formats: x is rounded to 16-bit integers with one scale for
@@ -127,9 +127,9 @@ int32_t midspan_cpu_run_linear(midspan_cpu_context* context, const midspan_cpu_l
 
 /* y = x / sqrt(mean(x^2) + epsilon) * (weight + offset) over each run of weight_columns columns.
  * columns % weight_columns == 0. y may be x. */
-int32_t midspan_cpu_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
-                             int64_t rows, int64_t columns, const float* weight, int64_t weight_columns,
-                             float epsilon, float offset, void* y, int64_t y_stride);
+int32_t midspan_cpu_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride, int64_t rows,
+                             int64_t columns, const float* weight, int64_t weight_columns, float epsilon, float offset,
+                             void* y, int64_t y_stride);
 
 /* sum = x + residual, rounded to the type; y = rms_norm(sum). sum may be x or residual. */
 int32_t midspan_cpu_add_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
@@ -144,29 +144,29 @@ int32_t midspan_cpu_gated(midspan_cpu_context* context, int32_t type, int32_t fu
 
 /* What stays the same between calls of one rotary. */
 typedef struct {
-  const float* table;      /* [table_rows, rotary_size]: row p holds cos then sin of p * inverse_frequencies[i],
-                              rotary_size / 2 of each, times the amplitude */
-  int64_t table_rows;      /* positions below this are allowed */
+  const float* table; /* [table_rows, rotary_size]: row p holds cos then sin of p * inverse_frequencies[i],
+                         rotary_size / 2 of each, times the amplitude */
+  int64_t table_rows; /* positions below this are allowed */
   int64_t head_size;
-  int64_t rotary_size;     /* even, <= head_size; the other columns are copied */
+  int64_t rotary_size; /* even, <= head_size; the other columns are copied */
   int64_t query_heads;
   int64_t key_heads;
   int32_t type;
-  int32_t interleaved;     /* 1: pairs (2i, 2i+1); 0: pairs (i, i + rotary_size / 2) */
+  int32_t interleaved; /* 1: pairs (2i, 2i+1); 0: pairs (i, i + rotary_size / 2) */
 } midspan_cpu_rotary;
 
 /* Rotates query [rows, query_heads * head_size] and key [rows, key_heads * head_size]; positions int32 [rows].
  * Outputs may be the inputs. */
-int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary,
-                               const int32_t* positions, int64_t rows, const void* query, int64_t query_stride,
-                               const void* key, int64_t key_stride, void* query_out, int64_t query_out_stride,
-                               void* key_out, int64_t key_out_stride);
+int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary, const int32_t* positions,
+                               int64_t rows, const void* query, int64_t query_stride, const void* key,
+                               int64_t key_stride, void* query_out, int64_t query_out_stride, void* key_out,
+                               int64_t key_out_stride);
 
 /* y[i] = table[ids[i]] * scale. The table is [table_rows, columns] in any weight format, UNPACKED (GGUF: the
  * file's own bytes), rows table_row_bytes apart. ids int32 [rows]. */
-int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table,
-                              int64_t table_row_bytes, int64_t table_rows, int64_t columns, float scale,
-                              const int32_t* ids, int64_t rows, int32_t output_type, void* y, int64_t y_stride);
+int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table, int64_t table_row_bytes,
+                              int64_t table_rows, int64_t columns, float scale, const int32_t* ids, int64_t rows,
+                              int32_t output_type, void* y, int64_t y_stride);
 
 /* ids[r] = the column of the largest of logits[r] (float32), the lowest one among equals; failed[r] = 1, and
  * ids[r] = 0, when the row holds a NaN or plus infinity, or nothing but minus infinity; else 0. */
@@ -185,25 +185,25 @@ typedef struct {
   void* key_cache;
   void* value_cache;
   int64_t blocks;
-  int64_t block_size;          /* a multiple of 16 */
-  int64_t heads;               /* a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads) */
+  int64_t block_size; /* a multiple of 16 */
+  int64_t heads;      /* a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads) */
   int64_t kv_heads;
   int64_t key_size;
   int64_t value_size;
-  int64_t window;              /* positions a token sees, itself included; 0 for all */
-  const float* alibi_slopes;   /* [heads] or NULL: score += slope * (key position - query position) */
-  const float* sinks;          /* [heads] or NULL: one more score in the softmax, without value */
+  int64_t window;            /* positions a token sees, itself included; 0 for all */
+  const float* alibi_slopes; /* [heads] or NULL: score += slope * (key position - query position) */
+  const float* sinks;        /* [heads] or NULL: one more score in the softmax, without value */
   float scale;
-  float soft_cap;              /* score = c * tanh(score / c), after the scale; 0 for none */
-  int32_t type;                /* element type of query, key, value and the output */
-  int32_t cache_type;          /* type or FLOAT32 or BFLOAT16 or FLOAT16, all pairs are served */
+  float soft_cap;     /* score = c * tanh(score / c), after the scale; 0 for none */
+  int32_t type;       /* element type of query, key, value and the output */
+  int32_t cache_type; /* type or FLOAT32 or BFLOAT16 or FLOAT16, all pairs are served */
 } midspan_cpu_attention;
 
 /* Writes key [tokens, kv_heads * key_size] and value [tokens, kv_heads * value_size] into the cache at
  * slots int32 [tokens], slot = block * block_size + offset. */
-int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention,
-                                const void* key, int64_t key_stride, const void* value, int64_t value_stride,
-                                const int32_t* slots, int64_t tokens);
+int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention, const void* key,
+                                int64_t key_stride, const void* value, int64_t value_stride, const int32_t* slots,
+                                int64_t tokens);
 
 /* Each token attends to its request's cached tokens at its own position and before.
  *   query [tokens, heads * key_size], out [tokens, heads * value_size];

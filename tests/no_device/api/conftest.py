@@ -163,7 +163,7 @@ def start_server(
     def start(*, engine: dict[str, Any] | None = None, **settings: Any) -> RunningServer:
         server = _ThreadServer(
             replace(engine_settings, **(engine or {})),
-            ServerSettings(served_model_names=("tiny", "team/tiny"), **settings),
+            ServerSettings(**{"served_model_names": ("tiny", "team/tiny"), **settings}),
             environment,
             http,
         )

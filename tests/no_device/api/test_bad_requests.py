@@ -56,6 +56,11 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"stop": ["x" * 257]}, "stop", "invalid_value"),
         ({"stop": [1]}, "stop", "invalid_type"),
         ({"stop_token_ids": [10**6]}, "stop_token_ids", "invalid_value"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids", "invalid_value"),
+        ({"allowed_token_ids": [1] * (2**18 + 1)}, "allowed_token_ids", "invalid_value"),
+        ({"priority": 2**31}, "priority", "invalid_value"),
+        ({"priority": -(2**70)}, "priority", "invalid_value"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty", "invalid_value"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"1": 1000}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"999999": 1}}, "logit_bias", "invalid_value"),
@@ -116,6 +121,35 @@ def test_a_bad_conversation_is_refused_by_name(server: Any, fields: dict[str, An
     assert (error["param"], error["code"]) == (parameter, code)
 
 
+@pytest.mark.parametrize("arguments", ["[" * 100_000, "[" * 500 + "]" * 500, "{", '"\\ud800"', "9" * 5000])
+def test_arguments_of_a_call_that_cannot_be_read_are_refused(server: Any, arguments: str) -> None:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "assistant", "tool_calls": [call]}, *MESSAGES]
+    assert error_of(server.post(CHAT, {"messages": messages}), 400)["param"] == "messages"
+
+
+def test_a_text_may_hold_as_many_digits_as_it_likes(server: Any) -> None:
+    digits = "31415926" * 700
+    fields = {"max_tokens": 1, "truncate_prompt_tokens": 4}
+    assert server.post(COMPLETIONS, {"prompt": digits, **fields}).status_code == 200
+    messages = [{"role": "user", "content": digits}]
+    assert server.post(CHAT, {"messages": messages, **fields}).status_code == 200
+
+
+@pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
+def test_a_text_too_long_for_any_tokens_is_refused_before_it_is_tokenized(
+    server: Any, route: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = server.serving.engine.tokenizer
+    monkeypatch.setattr(tokenizer, "encode", lambda text, add_special_tokens: pytest.fail("it was tokenized"))
+    text = "x" * (5 * 4096 * (tokenizer.longest_token() or 0))
+    body = {"prompt": text} if route == COMPLETIONS else {"messages": [{"role": "user", "content": text}]}
+    error = error_of(server.post(route, body), 400)
+    assert error["code"] == "context_length_exceeded"
+    assert error["param"] == ("prompt" if route == COMPLETIONS else "messages")
+    assert "at least" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("fields", "parameter", "code"),
     [
@@ -160,7 +194,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_the_stream_starts(
         (b"{", "invalid_json"),
         (b"not json", "invalid_json"),
         (b'{"prompt": "a", "temperature": NaN}', "invalid_json"),
-        (b'{"prompt": "a", "temperature": 1e999}', "invalid_type"),
+        (b'{"prompt": "a", "temperature": 1e999}', "invalid_value"),
         (b'{"prompt": "\\ud83d"}', "invalid_json"),
         (b'{"prompt": "\xff\xfe"}', "invalid_json"),
         (b"[1, 2]", "invalid_type"),

@@ -57,6 +57,21 @@ def test_health_routes_answer(server: Any, path: str) -> None:
     assert server.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/version", "/metrics"])
+def test_health_routes_answer_a_load_balancer_that_asks_for_the_head_only(server: Any, path: str) -> None:
+    answer = server.http.head(server.url + path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_model_is_served_under_the_name_of_its_folder_as_well(start_server: Any, served_model: Any) -> None:
+    server = start_server(served_model_names=())
+    names = [str(served_model), served_model.name]
+    with server.client() as client:
+        assert [model.id for model in client.models.list()] == names
+        for name in names:
+            assert client.completions.create(model=name, prompt="a", max_tokens=1).model == name
+
+
 def test_no_documentation_page_loads_from_elsewhere(server: Any) -> None:
     assert server.get("/docs").status_code == 404
     assert server.get("/redoc").status_code == 404

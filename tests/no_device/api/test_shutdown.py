@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -162,6 +163,28 @@ def test_an_engine_that_cannot_be_brought_back_ends_the_server_with_an_error(
     assert server.wait() == 1
     complaints = server.process.stderr.read()
     assert "the engine has ended" in complaints
+
+
+def test_a_connection_whose_headers_do_not_end_is_closed_and_others_are_served(
+    serve_process: Any, http: httpx.Client
+) -> None:
+    server = serve_process()
+    port = httpx.URL(server.url).port
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Filler: ")
+        answer = b""
+        try:
+            for _ in range(1000):
+                connection.sendall(b"a" * 65536)
+        except OSError:
+            pass
+        else:
+            pytest.fail("64 MiB of headers were taken")
+        with contextlib.suppress(ConnectionError):
+            answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 431") or not answer
+    with_many = {f"x-{number}": "a" * 1000 for number in range(30)}
+    assert http.get(f"{server.url}/livez", headers=with_many).status_code == 200
 
 
 def test_a_port_in_use_is_said_before_anything_is_loaded(served_model: Path) -> None:

@@ -17,6 +17,7 @@ from midspan.errors import EngineDead, InvalidRequest, QueueFull, SettingsError
 from midspan_api import ServerSettings
 from midspan_api.event_stream import EventStream
 from midspan_api.listening import bind, is_loopback, url_of
+from midspan_api.model_naming import served_names
 from midspan_api.prompt_preparation import truncated
 from midspan_api.protocol.chat_reply import ChatChunks
 from midspan_api.protocol.chat_request import ChatRequest, template_messages
@@ -174,6 +175,52 @@ def test_an_error_in_a_stream_is_an_event_and_the_stream_still_ends_well(error: 
     assert closed == [True]
 
 
+def test_a_comment_is_sent_while_there_is_nothing_to_send() -> None:
+    import asyncio
+
+    async def collect() -> list[dict[str, Any]]:
+        commented = asyncio.Event()
+        sent: list[dict[str, Any]] = []
+
+        async def events() -> AsyncGenerator[bytes, None]:
+            await commented.wait()
+            yield b"data: 1\n\n"
+
+        async def close() -> None:
+            pass
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+            if message.get("body", b"").startswith(b":"):
+                commented.set()
+
+        await asyncio.wait_for(EventStream(events(), close, quiet_seconds=0.01)({"type": "http"}, receive, send), 30)
+        return sent
+
+    bodies = [message["body"] for message in asyncio.run(collect())[1:]]
+    assert bodies[0] == b": waiting\n\n"
+    assert bodies[-2:] == [b"data: 1\n\n", b"data: [DONE]\n\n"]
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "names"),
+    [
+        ("pypi:llm", "/cache/llm/1/Some-135M-Instruct.Q4_1.gguf", ("pypi:llm", "Some-135M-Instruct")),
+        ("/m/some-7b-q4_k_m.gguf", "/m/some-7b-q4_k_m.gguf", ("/m/some-7b-q4_k_m.gguf", "some-7b")),
+        ("/m/a.gguf", "/m/a-f16-00001-of-00002.gguf", ("/m/a.gguf", "a")),
+        ("team/Model-1B", "/hub/models--team--Model-1B/snapshots/0a1b", ("team/Model-1B", "Model-1B")),
+        ("Model-1B", "/hub/snapshots/0a1b", ("Model-1B",)),
+        ("/", "/", ("/",)),
+    ],
+)
+def test_a_model_has_the_name_it_was_given_and_a_readable_one(given: str, path: str, names: tuple[str, ...]) -> None:
+    assert served_names(given, path) == names
+
+
 def test_a_prompt_is_cut_from_its_beginning() -> None:
     assert truncated([1, 2, 3, 4], 2, 10) == [3, 4]
     assert truncated([1, 2], None, 10) == [1, 2]
@@ -205,7 +252,14 @@ def test_a_bound_port_refuses_a_second_server() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"port": 70000}, {"max_body_bytes": 0}, {"shutdown_timeout": float("nan")}, {"api_keys": ("",)}]
+    "bad",
+    [
+        {"port": 70000},
+        {"max_body_bytes": 0},
+        {"shutdown_timeout": float("nan")},
+        {"api_keys": ("",)},
+        {"root_path": "api"},
+    ],
 )
 def test_server_settings_are_checked(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,10 @@ def test_wrong_usage_has_status_two(midspan: Any, arguments: tuple[str, ...]) ->
         (("serve", "m", "--chat-template", "/no/such/file"), "/no/such/file"),
         (("serve", "m", "--host", "203.0.113.1"), "--host"),
         (("serve", "m", "--ssl-keyfile", "x"), "--ssl-certfile"),
+        (("serve", "m", "--ssl-keyfile", "/no/key", "--ssl-certfile", "/no/cert"), "/no/cert"),
+        (("serve", "m", "--root-path", "api"), "root_path"),
+        (("run", "/no/such/model", "a", "--temperature", "-1"), "temperature"),
+        (("chat", "/no/such/model", "--top-p", "7"), "top_p"),
         (("chat", "--url", "ftp://x"), "http"),
         (("bench", "--url", "http://127.0.0.1:9"), "cannot be reached"),
     ],
@@ -99,6 +104,26 @@ def test_help_and_version_import_nothing_heavy() -> None:
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
         assert done.stderr.strip() == "0 []"
         assert "midspan" in done.stdout.lower()
+
+
+def test_the_entry_point_itself_imports_next_to_nothing() -> None:
+    program = (
+        "import sys; import midspan_cli.main; print([name for name in ('typer', 'midspan') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_control_c_while_a_model_is_loaded_ends_quietly(tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "midspan_cli", "run", str(tiny_model), "a", "--device", "reference"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert first.startswith("[")
+    assert process.returncode == 130
+    assert all(line.startswith("[") for line in rest.splitlines()), rest
 
 
 def test_serve_without_the_server_package_says_how_to_get_it() -> None:

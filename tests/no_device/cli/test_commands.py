@@ -125,6 +125,14 @@ def test_every_command_explains_itself(midspan: Any, command: str) -> None:
     assert "Usage: midspan" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["serve", "bench", "doctor"])
+def test_help_never_cuts_the_name_of_a_flag(midspan: Any, command: str) -> None:
+    text = midspan(command, "--help", environment={"COLUMNS": "60", "TERMINAL_WIDTH": "60"}).stdout
+    assert "--kv-cache-memory-bytes BYTES" in text
+    assert "--memory-utilization, --gpu-memory-utilization" in text
+    assert "\nDevice:\n" in text
+
+
 def test_flags_of_serve_have_the_names_that_people_know(midspan: Any) -> None:
     text = midspan("serve", "--help", environment={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).stdout
     flags = """

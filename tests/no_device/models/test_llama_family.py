@@ -167,6 +167,7 @@ ABSURD: dict[str, dict[str, Any]] = {
     "hidden_size": {"hidden_size": "wide"},
     "vocab_size": {"vocab_size": -5},
     "num_hidden_layers": {"num_hidden_layers": 0},
+    "field 'num_hidden_layers'": {"num_hidden_layers": 60000},
     "intermediate_size": {"intermediate_size": 2.5},
     "max_position_embeddings": {"max_position_embeddings": 2**40},
     "num_attention_heads": {"num_attention_heads": True},
@@ -195,8 +196,9 @@ ABSURD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", ABSURD)
 def test_an_absurd_field_is_named(name: str, tiny_config: Any) -> None:
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=name) as caught:
         build_graph(tiny_config(**ABSURD[name]))
+    assert caught.value.remedy
 
 
 UNKNOWN: dict[str, dict[str, Any]] = {

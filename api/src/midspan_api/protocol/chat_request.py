@@ -14,6 +14,7 @@ import msgspec
 from midspan.decoding.sampling_params import SamplingParams
 from midspan.errors import InvalidRequest
 from midspan_api.protocol.generation_request import GenerationRequest, not_supported, sampling_params
+from midspan_api.protocol.json_body import decode_argument
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 MESSAGE_FIELDS = ("name", "tool_call_id", "reasoning_content", "reasoning")
@@ -169,16 +170,9 @@ def _tool_calls(calls: Any, place: str) -> list[dict[str, Any]]:
             raise InvalidRequest(f"{place} has an entry without a function name.", parameter="messages")
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = _arguments(arguments, place)
+            arguments = decode_argument(arguments or "{}", place)
         result.append({**call, "function": {**function, "arguments": arguments}})
     return result
-
-
-def _arguments(text: str, place: str) -> Any:
-    try:
-        return msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
-        raise InvalidRequest(f"{place} has arguments that are not JSON.", parameter="messages") from None
 
 
 def template_variables(given: dict[str, Any] | None) -> dict[str, Any]:

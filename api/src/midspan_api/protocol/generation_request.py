@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from midspan.decoding.sampling_params import SamplingParams
+from midspan.decoding.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from midspan.errors import InvalidRequest
 
 DIRECT_FIELDS = (
@@ -37,6 +37,9 @@ DIRECT_FIELDS = (
     "prompt_logprobs",
 )
 """Request fields that are sampling parameters of the same name."""
+
+
+LARGEST_PRIORITY = 2**31 - 1
 
 
 class StreamOptions(msgspec.Struct, kw_only=True, frozen=True):
@@ -103,6 +106,10 @@ class GenerationRequest(msgspec.Struct, kw_only=True, frozen=True):
             raise InvalidRequest("stream_options goes with stream=true only.", parameter="stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs does not go with stream=true.", parameter="prompt_logprobs")
+        if self.priority is not None and not -LARGEST_PRIORITY <= self.priority <= LARGEST_PRIORITY:
+            raise InvalidRequest(
+                f"priority must be between -{LARGEST_PRIORITY} and {LARGEST_PRIORITY}.", parameter="priority"
+            )
         if self.cache_salt == "":
             raise InvalidRequest("cache_salt must not be empty.", parameter="cache_salt")
 
@@ -149,6 +156,11 @@ def sampling_params(
         value = getattr(request, name)
         if value is not None:
             fields[name] = value
+    if request.logit_bias is not None and len(request.logit_bias) > MAX_LOGIT_BIAS:
+        raise InvalidRequest(
+            f"logit_bias has {len(request.logit_bias)} entries; at most {MAX_LOGIT_BIAS} are taken.",
+            parameter="logit_bias",
+        )
     if request.logit_bias:
         fields["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
     fields["max_tokens"] = max_tokens

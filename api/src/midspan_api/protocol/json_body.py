@@ -20,10 +20,6 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 PLACE = re.compile(r" - at `\$(?P<path>[^`]*)`$")
 FIRST_FIELD = re.compile(r"\.(\w+)")
 MISSING_FIELD = re.compile(r"missing required field `(\w+)`")
-LARGEST_INTEGER_DIGITS = 4000
-"""Python refuses to print integers with more digits than about this; no field takes one so large."""
-
-DIGITS = re.compile(rb"[0-9]{%d}" % LARGEST_INTEGER_DIGITS)
 
 
 class UnsupportedMediaType(MidspanError):
@@ -49,8 +45,6 @@ async def read_json(request: Request, record: type[Record]) -> Record:
 
 def decode(body: bytes, record: type[Record]) -> Record:
     """Parse ``body``; see ``read_json`` for the errors."""
-    if DIGITS.search(body):
-        raise InvalidRequest("The request body holds an absurdly large number.", code="invalid_value")
     try:
         return msgspec.json.decode(body, type=record)
     except msgspec.ValidationError as error:
@@ -59,6 +53,25 @@ def decode(body: bytes, record: type[Record]) -> Record:
         raise InvalidRequest(_not_json(body, error), code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The request body is nested too deeply.", code="invalid_json") from None
+
+
+def decode_argument(text: str, place: str) -> Any:
+    """The value of a JSON text that stands inside a request, such as a function's arguments.
+
+    Args:
+        text: JSON.
+        place: the request field and where in it, for errors.
+
+    Raises:
+        InvalidRequest: it is not JSON.
+    """
+    parameter = place.partition("[")[0]
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError):
+        raise InvalidRequest(f"{place} has arguments that are not JSON.", parameter=parameter) from None
+    except RecursionError:
+        raise InvalidRequest(f"{place} has arguments that are nested too deeply.", parameter=parameter) from None
 
 
 def _not_json(body: bytes, error: Exception) -> str:
@@ -83,7 +96,8 @@ def _explain(problem: str) -> InvalidRequest:
     if not path:
         return InvalidRequest(f"The request body must be a JSON object. {what}.", code="invalid_type")
     text = what.replace("`", "").removesuffix(".")
-    return InvalidRequest(f"{path[1:]}: {text}.", parameter=_first_field(path), code="invalid_type")
+    code = "invalid_value" if "out of range" in text else "invalid_type"
+    return InvalidRequest(f"{path[1:]}: {text}.", parameter=_first_field(path), code=code)
 
 
 def _first_field(path: str) -> str | None:

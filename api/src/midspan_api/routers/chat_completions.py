@@ -31,8 +31,14 @@ async def create_chat_completion(request: Request) -> Response:
         template=body.chat_template,
         variables=body.chat_template_kwargs,
     )
-    token_ids = await serving.prompts.encode(text, add_special_tokens=bool(body.add_special_tokens))
-    token_ids = truncated(token_ids, body.truncate_prompt_tokens, serving.engine.model.max_model_len)
+    context = serving.engine.model.max_model_len
+    (token_ids,) = await serving.prompts.encode_all(
+        [text],
+        add_special_tokens=bool(body.add_special_tokens),
+        context=context if body.truncate_prompt_tokens is None else None,
+        parameter="messages",
+    )
+    token_ids = truncated(token_ids, body.truncate_prompt_tokens, context)
     live = await serving.submit(
         token_ids,
         params,

@@ -26,8 +26,8 @@ async def create_completion(request: Request) -> Response:
     model = serving.model_name(body.model)
     body.refuse_unserved()
     prompts = body.prompts(serving.settings.max_prompts)
-    encoded = [await _encode(serving, body, prompt) for prompt in prompts]
-    texts = [_shown(serving, prompt) if body.echo else "" for prompt in prompts]
+    encoded = await _encoded(serving, body, prompts)
+    texts = await _shown(serving, body, prompts, encoded)
     lives = await _submit(serving, body, encoded, arrival)
     header = reply_header("cmpl-", model, body.request_id, request)
     token_text = serving.engine.tokenizer.token_text
@@ -60,18 +60,34 @@ async def _submit(
     return lives
 
 
-async def _encode(serving: Serving, body: CompletionRequest, prompt: Prompt) -> list[int]:
-    if isinstance(prompt, str):
-        special = body.add_special_tokens is not False
-        prompt = await serving.prompts.encode(prompt, add_special_tokens=special)
-    return truncated(prompt, body.truncate_prompt_tokens, serving.engine.model.max_model_len)
+async def _encoded(serving: Serving, body: CompletionRequest, prompts: list[Prompt]) -> list[list[int]]:
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    context = serving.engine.model.max_model_len
+    made = iter(
+        await serving.prompts.encode_all(
+            texts,
+            add_special_tokens=body.add_special_tokens is not False,
+            context=context if body.truncate_prompt_tokens is None else None,
+            parameter="prompt",
+        )
+    )
+    encoded = [next(made) if isinstance(prompt, str) else prompt for prompt in prompts]
+    return [truncated(token_ids, body.truncate_prompt_tokens, context) for token_ids in encoded]
 
 
-def _shown(serving: Serving, prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    known = [token_id for token_id in prompt if 0 <= token_id < serving.engine.tokenizer.vocab_size]
-    return serving.engine.tokenizer.decode(known, skip_special_tokens=False)
+async def _shown(
+    serving: Serving, body: CompletionRequest, prompts: list[Prompt], encoded: list[list[int]]
+) -> list[str]:
+    """The prompts as ``echo`` repeats them; of a prompt that was cut, what is left."""
+    if not body.echo:
+        return [""] * len(prompts)
+    whole = body.truncate_prompt_tokens is None
+    return [
+        prompt
+        if isinstance(prompt, str) and whole
+        else await serving.prompts.decode(token_ids, skip_special_tokens=False, parameter="prompt")
+        for prompt, token_ids in zip(prompts, encoded, strict=True)
+    ]
 
 
 def router() -> APIRouter:

@@ -1,7 +1,7 @@
 """``/livez``, ``/readyz``, ``/health``, ``/ping``, ``/version`` and ``/metrics``.
 
 ``/livez`` says that the process answers, ``/readyz`` that it takes requests, and
-``/health`` asks the engine itself.
+``/health`` asks the engine itself. All take HEAD as well, which load balancers send.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def router() -> APIRouter:
         ("/metrics", metrics),
     ):
         routes.add_api_route(path, handler, methods=["GET"], response_model=None)
+        routes.add_api_route(path, handler, methods=["HEAD"], response_model=None, include_in_schema=False)
     for method in ("GET", "POST"):
         name = f"ping_{method.lower()}"
         routes.add_api_route("/ping", live, methods=[method], response_model=None, name=name, operation_id=name)

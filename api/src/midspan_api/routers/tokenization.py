@@ -20,7 +20,7 @@ async def tokenize(request: Request) -> Response:
     body = await read_json(request, TokenizeRequest)
     serving.model_name(body.model)
     text, special = await _text(serving, body)
-    token_ids = await serving.prompts.encode(text, add_special_tokens=special)
+    (token_ids,) = await serving.prompts.encode_all([text], add_special_tokens=special, parameter="prompt")
     token_text = serving.engine.tokenizer.token_text
     return json_response(
         {

@@ -50,6 +50,7 @@ def chat(
         return
     from midspan_cli.local_engine import LocalEngine
 
+    sampling.params({}, max_tokens=None)  # a wrong value is said before anything is loaded
     display = StartupDisplay()
     with display, LocalEngine(engine.settings(model or DEFAULT_MODEL), environment, display.report) as local:
         display.close()

@@ -60,6 +60,6 @@ def _environment_entries(flag_keys: list[str]) -> dict[str, tuple[Any, str]]:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value == []:
+    if value is None or value == [] or value == "":
         return "-"
     return " ".join(value) if isinstance(value, list) else str(value)

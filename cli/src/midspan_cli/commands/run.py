@@ -31,6 +31,7 @@ def run(
 
     if prompt == STANDARD_INPUT:
         prompt = sys.stdin.read()
+    sampling.params({}, max_tokens=DEFAULT_MAX_TOKENS)  # a wrong value is said before anything is loaded
     display = StartupDisplay(quiet=quiet)
     with display, LocalEngine(engine.settings(model), read_environment(), display.report) as local:
         display.close()

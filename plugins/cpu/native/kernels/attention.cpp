@@ -9,66 +9,24 @@
 // when there are too few requests to keep the threads busy; their states lie in memory until all are done.
 #include <stdlib.h>
 
+#include "attention_plan.h"
 #include "attention_tiles.h"
+#include "row_tiles.h"
 
 namespace midspan::MIDSPAN_ISA {
 
 namespace {
 
-constexpr int64_t kPart = 256;
-constexpr int64_t kRowsOfItem = 48;
-constexpr int64_t kItemsForEachThread = 4;
 constexpr int64_t kTilesWorthConverting = 3;  // from this many row tiles on, a piece is converted to float32 once
-
-struct Item {
-  int32_t request;
-  int32_t token_begin;  // in the request's own tokens
-  int32_t token_end;
-  int32_t part_begin;
-  int32_t part_end;
-  int32_t split;       // states go to memory, to be merged
-  int64_t cost;
-  int64_t state_row;   // of the first row's first part; kv head 0
-};
-
-/// One call, as all its tasks see it.
-struct Problem {
-  const midspan_cpu_attention* attention;
-  const void* query;
-  int64_t query_stride;
-  const int32_t* query_starts;
-  const int32_t* context_lengths;
-  const int32_t* block_table;
-  int64_t block_table_stride;
-  int64_t requests;
-  void* out;
-  int64_t out_stride;
-  Item* items;
-  int64_t item_count;
-  float* states;      // [rows over all kv heads][parts][2 + value_size] of split items
-  uint8_t* scratch;   // per thread
-  int64_t scratch_bytes;
-
-  int64_t group() const { return attention->heads / attention->kv_heads; }
-  int64_t tokens_of_item() const { return kRowsOfItem / group() > 0 ? kRowsOfItem / group() : 1; }
-  int64_t state_size() const { return attention->value_size + 2; }
-  int64_t tokens(int64_t request) const { return query_starts[request + 1] - query_starts[request]; }
-  int64_t first_position(int64_t request) const { return context_lengths[request] - tokens(request); }
-  /// The first position that the token at `position` sees.
-  int64_t window_begin(int64_t position) const {
-    const int64_t window = attention->window;
-    return window > 0 && position - window + 1 > 0 ? position - window + 1 : 0;
-  }
-};
 
 /// What one thread works with.
 struct Workspace {
-  float* keys;     // [key_size][64], one piece
-  float* values;   // [64][value_size], one piece
-  float* query;    // tiles of [key_size][rows]
-  float* scores;   // [rows][64]
-  float* sums;     // [rows][value_size], of the part
-  float* totals;   // [rows][value_size], of all parts so far
+  float* keys;    // [key_size][64], one piece
+  float* values;  // [64][value_size], one piece
+  float* query;   // tiles of [key_size][rows]
+  float* scores;  // [rows][64]
+  float* sums;    // [rows][value_size], of the part
+  float* totals;  // [rows][value_size], of all parts so far
   RowState* part;
   RowState* total;
 
@@ -93,20 +51,7 @@ struct Workspace {
   }
 };
 
-/// Rows of an item cut into register tiles of nearly equal height.
-struct RowTiles {
-  int64_t rows;
-  int64_t tiles;
-
-  explicit RowTiles(int64_t count) : rows(count), tiles((count + kMaxTileRows - 1) / kMaxTileRows) {}
-  int64_t begin(int64_t tile) const {
-    const int64_t height = rows / tiles, taller = rows % tiles;
-    return tile * height + (tile < taller ? tile : taller);
-  }
-};
-
-MIDSPAN_INLINE void merge_state(RowState& total, float* totals, const RowState& part, const float* sums,
-                                int64_t size) {
+MIDSPAN_INLINE void merge_state(RowState& total, float* totals, const RowState& part, const float* sums, int64_t size) {
   if (part.largest == -INFINITY) return;
   const float largest = part.largest < total.largest ? total.largest : part.largest;
   const float old_factor = total.largest == -INFINITY ? 0.0f : exponential(total.largest - largest);
@@ -123,8 +68,8 @@ MIDSPAN_INLINE void merge_state(RowState& total, float* totals, const RowState& 
 
 /// Writes a finished row, sinks taken into account.
 template <class T>
-MIDSPAN_INLINE void finish_row(const midspan_cpu_attention& attention, int64_t head, RowState state, const float* totals,
-                               T* out) {
+MIDSPAN_INLINE void finish_row(const midspan_cpu_attention& attention, int64_t head, RowState state,
+                               const float* totals, T* out) {
   float factor = 1.0f;
   if (attention.sinks != nullptr) {
     const float sink = attention.sinks[head];
@@ -138,6 +83,17 @@ MIDSPAN_INLINE void finish_row(const midspan_cpu_attention& attention, int64_t h
   for (; index + kLanes <= size; index += kLanes) store(out + index, load(totals + index) * scale / divisor);
   if (index < size) store_some(out + index, load_some(totals + index, size - index) * scale / divisor, size - index);
 }
+
+/// Where 64 positions of one kv head lie, by groups of 16, and those after them.
+template <class K>
+struct Piece {
+  int64_t start;
+  const K* const* keys;
+  const K* const* values;
+  const K* const* next_keys;
+  const K* const* next_values;
+  int64_t key_stride;
+};
 
 /// One item for one kv head.
 template <class C>
@@ -221,28 +177,19 @@ class Worker {
   }
 
   void arrange_query() {
+    const int64_t size = attention_.key_size;
     with_type(attention_.type, [&](auto element) {
       using T = decltype(element);
       for (int64_t tile = 0; tile < tiles_.tiles; ++tile) {
         const int64_t begin = tiles_.begin(tile), rows = tiles_.begin(tile + 1) - begin;
-        for (int64_t row = 0; row < rows; ++row) arrange_row<T>(begin + row, work_.query + begin * attention_.key_size + row, rows);
+        for (int64_t row = 0; row < rows; ++row) {
+          const int64_t at = problem_.query_starts[item_.request] + token(begin + row);
+          const T* from = static_cast<const T*>(problem_.query) + at * problem_.query_stride;
+          spread_row(from + head(begin + row) * size, size, work_.query + begin * size + row, rows);
+        }
       }
       return MIDSPAN_CPU_OK;
     });
-  }
-
-  /// A query as every `apart`-th float of `to`.
-  template <class T>
-  void arrange_row(int64_t row, float* to, int64_t apart) const {
-    const int64_t size = attention_.key_size, at = problem_.query_starts[item_.request] + token(row);
-    const T* from = static_cast<const T*>(problem_.query) + at * problem_.query_stride + head(row) * size;
-    int64_t index = 0;
-    for (; index + kLanes <= size; index += kLanes) {
-      float values[kLanes];
-      store(values, load(from + index));
-      for (int lane = 0; lane < kLanes; ++lane) to[(index + lane) * apart] = values[lane];
-    }
-    for (; index < size; ++index) to[index * apart] = to_float(from[index]);
   }
 
   void run_part(int64_t part) {
@@ -254,21 +201,34 @@ class Worker {
     }
   }
 
-  void run_piece(int64_t start) {
-    const int64_t block_size = attention_.block_size, last = position(tiles_.rows - 1);
+  /// Finds where the groups of the piece at `start` lie, up to the last position seen; returns how many there are.
+  int find_groups(int64_t start, const C** keys, const C** values) const {
+    const uint32_t size = static_cast<uint32_t>(attention_.block_size);
     const int32_t* table = problem_.block_table + item_.request * problem_.block_table_stride;
-    const C* keys[kGroups];
-    const C* values[kGroups];
+    const int64_t last = position(tiles_.rows - 1);
     int groups = 0;
     for (; groups < kGroups && start + groups * kGroup <= last; ++groups) {
-      const uint32_t at = static_cast<uint32_t>(start + groups * kGroup), size = static_cast<uint32_t>(block_size);
+      const uint32_t at = static_cast<uint32_t>(start + groups * kGroup);
       const int64_t block = table[at / size] * attention_.kv_heads + kv_head_, offset = at % size;
-      keys[groups] = static_cast<const C*>(attention_.key_cache) + block * attention_.key_size * block_size + offset;
-      values[groups] =
-          static_cast<const C*>(attention_.value_cache) + (block * block_size + offset) * attention_.value_size;
+      keys[groups] = static_cast<const C*>(attention_.key_cache) + block * attention_.key_size * size + offset;
+      values[groups] = static_cast<const C*>(attention_.value_cache) + (block * size + offset) * attention_.value_size;
+    }
+    return groups;
+  }
+
+  void run_piece(int64_t start) {
+    const C* keys[kGroups];
+    const C* values[kGroups];
+    const C* next_keys[kGroups];
+    const C* next_values[kGroups];
+    const int groups = find_groups(start, keys, values);
+    for (int group = find_groups(start + kPiece, next_keys, next_values); group < groups; ++group) {
+      next_keys[group] = keys[group];
+      next_values[group] = values[group];
     }
     if (sizeof(C) == sizeof(float) || tiles_.tiles < kTilesWorthConverting) {
-      for (int64_t tile = 0; tile < tiles_.tiles; ++tile) run_tile(tile, start, keys, values, block_size);
+      const Piece<C> piece = {start, keys, values, next_keys, next_values, attention_.block_size};
+      for (int64_t tile = 0; tile < tiles_.tiles; ++tile) run_tile(tile, piece);
       return;
     }
     const float* wide_keys[kGroups];
@@ -279,7 +239,8 @@ class Worker {
       widen_group(keys[group], values[group], work_.keys + group * kGroup,
                   work_.values + group * kGroup * attention_.value_size);
     }
-    for (int64_t tile = 0; tile < tiles_.tiles; ++tile) run_tile(tile, start, wide_keys, wide_values, kPiece);
+    const Piece<float> piece = {start, wide_keys, wide_values, wide_keys, wide_values, kPiece};
+    for (int64_t tile = 0; tile < tiles_.tiles; ++tile) run_tile(tile, piece);
   }
 
   /// A group's keys and values as float32.
@@ -300,14 +261,16 @@ class Worker {
   }
 
   template <class K>
-  void run_tile(int64_t tile, int64_t start, const K* const* keys, const K* const* values, int64_t key_stride) {
+  void run_tile(int64_t tile, const Piece<K>& piece) {
+    const int64_t start = piece.start;
     const int64_t first = tiles_.begin(tile), rows = tiles_.begin(tile + 1) - first;
     const int begin = clip(problem_.window_begin(position(first)), start);
     const int end = clip(position(first + rows - 1) + 1, start);
     if (begin >= end) return;
     float* scores = work_.scores + first * kPiece;
-    TileFunctions<K>::score[rows - 1](work_.query + first * attention_.key_size, keys, key_stride,
-                                      attention_.key_size, begin / kGroup, (end + kGroup - 1) / kGroup, scores);
+    TileFunctions<K>::score[rows - 1](work_.query + first * attention_.key_size, piece.keys, piece.next_keys,
+                                      piece.key_stride, attention_.key_size, begin / kGroup,
+                                      (end + kGroup - 1) / kGroup, scores);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t at = position(first + row);
       const float slope = attention_.alibi_slopes == nullptr ? 0.0f : attention_.alibi_slopes[head(first + row)];
@@ -315,7 +278,7 @@ class Worker {
                   clip(problem_.window_begin(at), start), clip(at + 1, start), start - at, work_.part[first + row],
                   work_.sums + (first + row) * attention_.value_size, attention_.value_size);
     }
-    TileFunctions<K>::weigh[rows - 1](scores, values, attention_.value_size, begin, end,
+    TileFunctions<K>::weigh[rows - 1](scores, piece.values, piece.next_values, attention_.value_size, begin, end,
                                       work_.sums + first * attention_.value_size);
   }
 
@@ -326,76 +289,8 @@ class Worker {
   Workspace work_;
   int64_t group_;
   int64_t first_position_;
-  RowTiles tiles_;
+  RowTiles<kMaxTileRows> tiles_;
 };
-
-int dearer_first(const void* a, const void* b) {
-  const int64_t left = static_cast<const Item*>(a)->cost, right = static_cast<const Item*>(b)->cost;
-  return left < right ? 1 : left > right ? -1 : 0;
-}
-
-/// An item for tokens [begin, end) of a request, over all parts that they see.
-MIDSPAN_INLINE Item whole_item(const Problem& problem, int64_t request, int64_t begin, int64_t end) {
-  const int64_t first = problem.first_position(request);
-  const int64_t seen_begin = problem.window_begin(first + begin), seen_end = first + end;
-  Item item = {};
-  item.request = static_cast<int32_t>(request);
-  item.token_begin = static_cast<int32_t>(begin);
-  item.token_end = static_cast<int32_t>(end);
-  item.part_begin = static_cast<int32_t>(seen_begin / kPart);
-  item.part_end = static_cast<int32_t>((seen_end + kPart - 1) / kPart);
-  // keys are read once an item, and used once a row
-  item.cost = (seen_end - seen_begin) * ((end - begin) * problem.group() + 2);
-  return item;
-}
-
-struct Plan {
-  int64_t items;       // after splitting
-  int64_t whole_items;
-  int64_t state_rows;
-};
-
-/// Fills whole items at `whole` and the items to run at problem.items; counts only when both are NULL.
-MIDSPAN_INLINE Plan make_plan(Problem& problem, int64_t threads, Item* whole) {
-  const int64_t height = problem.tokens_of_item(), kv_heads = problem.attention->kv_heads;
-  int64_t total_cost = 0;
-  for (int64_t request = 0; request < problem.requests; ++request) {
-    for (int64_t begin = 0; begin < problem.tokens(request); begin += height) {
-      const int64_t end = begin + height < problem.tokens(request) ? begin + height : problem.tokens(request);
-      total_cost += whole_item(problem, request, begin, end).cost * kv_heads;
-    }
-  }
-  const int64_t dear = threads == 1 ? INT64_MAX : total_cost / (threads * kItemsForEachThread);
-  Plan plan = {};
-  for (int64_t request = 0; request < problem.requests; ++request) {
-    const int64_t parts = (problem.context_lengths[request] + kPart - 1) / kPart;
-    for (int64_t begin = 0; begin < problem.tokens(request); begin += height) {
-      const int64_t end = begin + height < problem.tokens(request) ? begin + height : problem.tokens(request);
-      Item item = whole_item(problem, request, begin, end);
-      const int64_t seen_parts = item.part_end - item.part_begin;
-      const int64_t pieces = item.cost <= dear ? 1 : (item.cost + dear - 1) / (dear > 0 ? dear : 1);
-      const int64_t parts_of_piece = pieces >= seen_parts ? 1 : (seen_parts + pieces - 1) / pieces;
-      item.split = pieces > 1 && seen_parts > 1 ? 1 : 0;
-      item.state_row = plan.state_rows;
-      if (whole != nullptr) whole[plan.whole_items] = item;
-      ++plan.whole_items;
-      if (item.split == 0) {
-        if (whole != nullptr) problem.items[plan.items] = item;
-        ++plan.items;
-        continue;
-      }
-      plan.state_rows += (end - begin) * problem.group() * kv_heads * parts;
-      for (int64_t part = item.part_begin; part < item.part_end; part += parts_of_piece, ++plan.items) {
-        if (whole == nullptr) continue;
-        Item& piece = problem.items[plan.items] = item;
-        piece.part_begin = static_cast<int32_t>(part);
-        if (part + parts_of_piece < item.part_end) piece.part_end = static_cast<int32_t>(part + parts_of_piece);
-        piece.cost = item.cost * (piece.part_end - part) / seen_parts;
-      }
-    }
-  }
-  return plan;
-}
 
 template <class C>
 int32_t run(Context& context, Problem& problem) {
@@ -403,10 +298,10 @@ int32_t run(Context& context, Problem& problem) {
   const int64_t item_bytes = static_cast<int64_t>(sizeof(Item)) * (plan.items + plan.whole_items);
   problem.items = static_cast<Item*>(scratch_memory(context, SCRATCH_PLAN, item_bytes));
   problem.scratch_bytes = Workspace::bytes(problem);
-  problem.scratch = static_cast<uint8_t*>(
-      scratch_memory(context, SCRATCH_PER_THREAD, problem.scratch_bytes * context.threads));
-  problem.states = static_cast<float*>(
-      scratch_memory(context, SCRATCH_PARTIALS, plan.state_rows * problem.state_size() * 4 + 64));
+  problem.scratch =
+      static_cast<uint8_t*>(scratch_memory(context, SCRATCH_PER_THREAD, problem.scratch_bytes * context.threads));
+  problem.states =
+      static_cast<float*>(scratch_memory(context, SCRATCH_PARTIALS, plan.state_rows * problem.state_size() * 4 + 64));
   if (problem.items == nullptr || problem.scratch == nullptr || problem.states == nullptr) {
     return MIDSPAN_CPU_OUT_OF_MEMORY;
   }
@@ -428,39 +323,6 @@ int32_t run(Context& context, Problem& problem) {
   return MIDSPAN_CPU_OK;
 }
 
-template <class T, class C>
-MIDSPAN_INLINE void write_token(const midspan_cpu_attention& attention, const T* key, const T* value, int64_t slot) {
-  const int64_t block_size = attention.block_size, block = slot / block_size, offset = slot % block_size;
-  const int64_t key_size = attention.key_size, value_size = attention.value_size;
-  for (int64_t head = 0; head < attention.kv_heads; ++head) {
-    const int64_t at = block * attention.kv_heads + head;
-    C* keys = static_cast<C*>(attention.key_cache) + at * key_size * block_size + offset;
-    C* values = static_cast<C*>(attention.value_cache) + (at * block_size + offset) * value_size;
-    for (int64_t index = 0; index < key_size; index += kLanes) {
-      const int64_t count = key_size - index < kLanes ? key_size - index : kLanes;
-      const T* from = key + head * key_size + index;
-      C converted[kLanes];
-      store(converted, count == kLanes ? load(from) : load_some(from, count));
-      for (int64_t lane = 0; lane < count; ++lane) keys[(index + lane) * block_size] = converted[lane];
-    }
-    for (int64_t index = 0; index < value_size; index += kLanes) {
-      const int64_t count = value_size - index < kLanes ? value_size - index : kLanes;
-      const T* from = value + head * value_size + index;
-      if (count == kLanes) {
-        store(values + index, load(from));
-      } else {
-        store_some(values + index, load_some(from, count), count);
-      }
-    }
-  }
-}
-
-MIDSPAN_INLINE bool well_formed(const midspan_cpu_attention& attention) {
-  return attention.block_size > 0 && attention.block_size % kGroup == 0 && attention.kv_heads > 0 &&
-         attention.heads % attention.kv_heads == 0 && attention.key_size > 0 && attention.value_size > 0 &&
-         attention.window >= 0;
-}
-
 /// Whether every block that a query may look at exists.
 MIDSPAN_INLINE bool blocks_exist(const Problem& problem) {
   const midspan_cpu_attention& attention = *problem.attention;
@@ -478,32 +340,9 @@ MIDSPAN_INLINE bool blocks_exist(const Problem& problem) {
 
 }  // namespace
 
-int32_t write_cache(Context& context, const midspan_cpu_attention& attention, const void* key, int64_t key_stride,
-                    const void* value, int64_t value_stride, const int32_t* slots, int64_t tokens) {
-  if (!well_formed(attention)) return MIDSPAN_CPU_UNSUPPORTED;
-  for (int64_t token = 0; token < tokens; ++token) {
-    if (slots[token] < 0 || slots[token] >= attention.blocks * attention.block_size) return MIDSPAN_CPU_OUT_OF_RANGE;
-  }
-  return with_type(attention.type, [&](auto activation) {
-    using T = decltype(activation);
-    return with_type(attention.cache_type, [&](auto cached) {
-      using C = decltype(cached);
-      auto write = [&](int64_t begin, int64_t end) {
-        for (int64_t token = begin; token < end; ++token) {
-          write_token<T, C>(attention, static_cast<const T*>(key) + token * key_stride,
-                            static_cast<const T*>(value) + token * value_stride, slots[token]);
-        }
-      };
-      for_row_parts(context, tokens, attention.kv_heads * (attention.key_size * 4 + attention.value_size), write);
-      return MIDSPAN_CPU_OK;
-    });
-  });
-}
-
-int32_t run_attention(Context& context, const midspan_cpu_attention& attention, const void* query,
-                      int64_t query_stride, const int32_t* query_starts, const int32_t* context_lengths,
-                      const int32_t* block_table, int64_t block_table_stride, int64_t requests, void* out,
-                      int64_t out_stride) {
+int32_t run_attention(Context& context, const midspan_cpu_attention& attention, const void* query, int64_t query_stride,
+                      const int32_t* query_starts, const int32_t* context_lengths, const int32_t* block_table,
+                      int64_t block_table_stride, int64_t requests, void* out, int64_t out_stride) {
   if (!well_formed(attention)) return MIDSPAN_CPU_UNSUPPORTED;
   Problem problem = {};
   problem.attention = &attention;

@@ -11,8 +11,8 @@
 
 namespace midspan::MIDSPAN_ISA {
 
-constexpr int kPiece = 64;   // positions of one softmax update
-constexpr int kGroup = 16;   // positions that are sure to lie in one block
+constexpr int kPiece = 64;  // positions of one softmax update
+constexpr int kGroup = 16;  // positions that are sure to lie in one block
 constexpr int kGroups = kPiece / kGroup;
 constexpr int kGroupVectors = kGroup / kLanes;
 // Rows of one register tile, as for linear layers.
@@ -26,17 +26,20 @@ constexpr int width_at_once(int rows) {
 }
 
 /// scores[rows][64] of groups [begin, end). `query` is [size][rows]; keys[g] points to the first of the group's
-/// 16 positions in [size][stride].
+/// 16 positions in [size][stride]. next_keys[g] is fetched ahead, a line at a time: blocks lie anywhere in memory, the
+/// processor cannot guess where the next one is, and a burst of fetches would stand still.
 template <class C, int rows, int groups>
-MIDSPAN_INLINE void score_groups(const float* query, const C* const* keys, int64_t stride, int64_t size,
-                                 float* scores) {
+MIDSPAN_INLINE void score_groups(const float* query, const C* const* keys, const C* const* next_keys, int64_t stride,
+                                 int64_t size, float* scores) {
   Floats sum[rows][groups][kGroupVectors] = {};
   for (int64_t index = 0; index < size; ++index) {
     for (int group = 0; group < groups; ++group) {
       Floats key[kGroupVectors];
       load_cheaply(keys[group] + index * stride, key);
+      __builtin_prefetch(next_keys[group] + index * stride);
+      const float* factors = groups > 1 ? read_again(query + index * rows) : query + index * rows;
       for (int row = 0; row < rows; ++row) {
-        const Floats factor = splat(query[index * rows + row]);
+        const Floats factor = splat(factors[row]);
         for (int v = 0; v < kGroupVectors; ++v) {
           sum[row][group][v] = multiply_add(factor, key[v], sum[row][group][v]);
         }
@@ -54,23 +57,24 @@ MIDSPAN_INLINE void score_groups(const float* query, const C* const* keys, int64
 }
 
 template <class C, int rows>
-void score_tile(const float* query, const C* const* keys, int64_t stride, int64_t size, int begin, int end,
-                float* scores) {
+void score_tile(const float* query, const C* const* keys, const C* const* next_keys, int64_t stride, int64_t size,
+                int begin, int end, float* scores) {
   constexpr int at_once = width_at_once(rows);
   int group = begin;
   for (; group + at_once <= end; group += at_once) {
-    score_groups<C, rows, at_once>(query, keys + group, stride, size, scores + group * kGroup);
+    score_groups<C, rows, at_once>(query, keys + group, next_keys + group, stride, size, scores + group * kGroup);
   }
   for (; group < end; ++group) {
-    score_groups<C, rows, 1>(query, keys + group, stride, size, scores + group * kGroup);
+    score_groups<C, rows, 1>(query, keys + group, next_keys + group, stride, size, scores + group * kGroup);
   }
 }
 
 /// sums[rows][size] += weights[rows][64] @ values, over positions [begin, end) of the piece; columns
-/// [column, column + vectors * kLanes). values[g] points to the group's 16 rows of `size` columns.
+/// [column, column + vectors * kLanes). values[g] points to the group's 16 rows of `size` columns; next_values is
+/// fetched ahead.
 template <class C, int rows, int vectors>
-MIDSPAN_INLINE void weigh_columns(const float* weights, const C* const* values, int64_t size, int64_t column,
-                                  int begin, int end, float* sums) {
+MIDSPAN_INLINE void weigh_columns(const float* weights, const C* const* values, const C* const* next_values,
+                                  int64_t size, int64_t column, int begin, int end, float* sums) {
   constexpr int pair = vectors % 2 == 0 ? 2 : 1;
   Floats sum[rows][vectors / pair][pair];
   for (int row = 0; row < rows; ++row) {
@@ -79,15 +83,21 @@ MIDSPAN_INLINE void weigh_columns(const float* weights, const C* const* values, 
     }
     for (int v = 0; v < vectors / pair; ++v) cheap_order<C>(sum[row][v]);
   }
-  for (int at = begin; at < end; ++at) {
+  for (int at = begin; at < end;) {
     const C* value = values[at / kGroup] + (at % kGroup) * size + column;
-    for (int v = 0; v < vectors / pair; ++v) {
-      Floats loaded[pair];
-      load_cheaply(value + v * pair * kLanes, loaded);
-      for (int row = 0; row < rows; ++row) {
-        const Floats weight = splat(weights[row * kPiece + at]);
-        for (int half = 0; half < pair; ++half) {
-          sum[row][v][half] = multiply_add(weight, loaded[half], sum[row][v][half]);
+    const C* next_value = next_values[at / kGroup] + (at % kGroup) * size + column;
+    const int group_end = at / kGroup * kGroup + kGroup < end ? at / kGroup * kGroup + kGroup : end;
+    for (; at < group_end; ++at, value += size, next_value += size) {
+      __builtin_prefetch(next_value);
+      for (int v = 0; v < vectors / pair; ++v) {
+        Floats loaded[pair];
+        load_cheaply(value + v * pair * kLanes, loaded);
+        const float* factors = vectors > pair ? read_again(weights + at) : weights + at;
+        for (int row = 0; row < rows; ++row) {
+          const Floats weight = splat(factors[row * kPiece]);
+          for (int half = 0; half < pair; ++half) {
+            sum[row][v][half] = multiply_add(weight, loaded[half], sum[row][v][half]);
+          }
         }
       }
     }
@@ -101,14 +111,15 @@ MIDSPAN_INLINE void weigh_columns(const float* weights, const C* const* values, 
 }
 
 template <class C, int rows>
-void weigh_tile(const float* weights, const C* const* values, int64_t size, int begin, int end, float* sums) {
+void weigh_tile(const float* weights, const C* const* values, const C* const* next_values, int64_t size, int begin,
+                int end, float* sums) {
   constexpr int at_once = 2 * width_at_once(rows);
   int64_t column = 0;
   for (; column + at_once * kLanes <= size; column += at_once * kLanes) {
-    weigh_columns<C, rows, at_once>(weights, values, size, column, begin, end, sums);
+    weigh_columns<C, rows, at_once>(weights, values, next_values, size, column, begin, end, sums);
   }
   for (; column + kLanes <= size; column += kLanes) {
-    weigh_columns<C, rows, 1>(weights, values, size, column, begin, end, sums);
+    weigh_columns<C, rows, 1>(weights, values, next_values, size, column, begin, end, sums);
   }
   for (; column < size; ++column) {
     for (int row = 0; row < rows; ++row) {
@@ -124,8 +135,8 @@ void weigh_tile(const float* weights, const C* const* values, int64_t size, int 
 
 template <class C>
 struct TileFunctions {
-  using Score = void (*)(const float*, const C* const*, int64_t, int64_t, int, int, float*);
-  using Weigh = void (*)(const float*, const C* const*, int64_t, int, int, float*);
+  using Score = void (*)(const float*, const C* const*, const C* const*, int64_t, int64_t, int, int, float*);
+  using Weigh = void (*)(const float*, const C* const*, const C* const*, int64_t, int, int, float*);
 #if defined(__AVX2__)
   static constexpr Score score[] = {score_tile<C, 1>, score_tile<C, 2>, score_tile<C, 3>,
                                     score_tile<C, 4>, score_tile<C, 5>, score_tile<C, 6>};
@@ -188,8 +199,8 @@ MIDSPAN_INLINE float weights_of(float* scores, int begin, int end, float largest
 /// Turns the scores of one row into weights e^(score - largest), with state and sums[size] brought to the new
 /// largest. The row sees positions [begin, end) of the piece; others in [tile_begin, tile_end) get weight 0.
 /// `distance` is piece start - query position.
-MIDSPAN_INLINE void softmax_row(const ScoreRule& rule, float* scores, int tile_begin, int tile_end, int begin,
-                                int end, int64_t distance, RowState& state, float* sums, int64_t size) {
+MIDSPAN_INLINE void softmax_row(const ScoreRule& rule, float* scores, int tile_begin, int tile_end, int begin, int end,
+                                int64_t distance, RowState& state, float* sums, int64_t size) {
   const bool whole = begin == 0 && end == kPiece;
   const bool plain = rule.soft_cap == 0.0f && rule.slope == 0.0f;
   if (!whole) {
@@ -203,8 +214,8 @@ MIDSPAN_INLINE void softmax_row(const ScoreRule& rule, float* scores, int tile_b
                             : prepare_scores<false, false>(rule, scores, begin, end, distance);
   float largest = found < state.largest ? state.largest : found;
   if (largest == -INFINITY) largest = -3e38f;  // all scores are minus infinity: weights become 0, not NaN
-  const float sum = whole ? weights_of<true>(scores, begin, end, largest)
-                          : weights_of<false>(scores, begin, end, largest);
+  const float sum =
+      whole ? weights_of<true>(scores, begin, end, largest) : weights_of<false>(scores, begin, end, largest);
   if (largest == state.largest) {
     state.sum += sum;
     return;
@@ -215,6 +226,13 @@ MIDSPAN_INLINE void softmax_row(const ScoreRule& rule, float* scores, int tile_b
   int64_t index = 0;
   for (; index + kLanes <= size; index += kLanes) store(sums + index, load(sums + index) * splat(factor));
   for (; index < size; ++index) sums[index] *= factor;
+}
+
+/// Whether sizes are such as the kernels take.
+MIDSPAN_INLINE bool well_formed(const midspan_cpu_attention& attention) {
+  return attention.block_size > 0 && attention.block_size % kGroup == 0 && attention.kv_heads > 0 &&
+         attention.heads % attention.kv_heads == 0 && attention.key_size > 0 && attention.value_size > 0 &&
+         attention.window >= 0;
 }
 
 }  // namespace midspan::MIDSPAN_ISA

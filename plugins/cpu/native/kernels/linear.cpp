@@ -9,6 +9,7 @@
 // a shift and a mask. Other panels are in natural order.
 #include "panels.h"
 #include "parallel.h"
+#include "row_tiles.h"
 #include "vector_math.h"
 
 namespace midspan::MIDSPAN_ISA {
@@ -21,11 +22,10 @@ constexpr int kMaxRows = kLanes == 16 ? 8 : kLanes == 8 ? 6 : 3;
 constexpr int kPairs = 16 / kLanes;  // vector pairs in a panel
 constexpr int kRowsOfBlock = 96;     // rows whose inputs stay in the second-level cache
 
-/// Vector pairs of a tile. Three rows of two pairs just fit 16 registers, unless bfloat16 takes one for its mask.
-template <class W>
+/// Vector pairs of a tile.
 constexpr int pairs_at_once(int rows) {
   if (kLanes == 16) return 1;
-  if (kLanes == 8) return rows <= 2 || (rows == 3 && sizeof(W) == 4) ? 2 : 1;
+  if (kLanes == 8) return rows <= 3 ? 2 : 1;
   return rows == 1 ? 4 : 2;
 }
 
@@ -47,7 +47,7 @@ MIDSPAN_INLINE void load_pair(const BFloat16* row, int v, Floats& low, Floats& h
 /// Adds a piece of k to `sums` [rows][32]. `x` is [k][rows].
 template <class W, int rows>
 void multiply_tile(const float* x, const W* weight, int64_t k, float* sums, bool first) {
-  constexpr int pairs = pairs_at_once<W>(rows);
+  constexpr int pairs = pairs_at_once(rows);
   for (int v0 = 0; v0 < kPairs; v0 += pairs) {
     Floats sum[rows][pairs][2];
     for (int row = 0; row < rows; ++row) {
@@ -57,12 +57,18 @@ void multiply_tile(const float* x, const W* weight, int64_t k, float* sums, bool
         sum[row][pair][1] = first ? Floats{} : load(at + 16);
       }
     }
+    // The last pass over a piece finds it in the cache: time to fetch the next one, which lies behind it.
+    const W* ahead = v0 + pairs == kPairs ? weight + k * kPanel : weight;
     for (int64_t index = 0; index < k; ++index) {
+      for (size_t line = 0; line < sizeof(W) * kPanel; line += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(ahead + index * kPanel) + line);
+      }
       for (int pair = 0; pair < pairs; ++pair) {
         Floats low, high;
         load_pair(weight + index * kPanel, v0 + pair, low, high);
+        const float* inputs = pairs > 1 ? read_again(x + index * rows) : x + index * rows;
         for (int row = 0; row < rows; ++row) {
-          const Floats input = splat(x[index * rows + row]);
+          const Floats input = splat(inputs[row]);
           sum[row][pair][0] = multiply_add(input, low, sum[row][pair][0]);
           sum[row][pair][1] = multiply_add(input, high, sum[row][pair][1]);
         }
@@ -97,35 +103,16 @@ MIDSPAN_INLINE MultiplyTile<W> tile_for(int64_t rows) {
 #endif
 }
 
-/// Rows cut into tiles of nearly equal height.
-struct RowTiles {
-  int64_t rows;
-  int64_t tiles;
-
-  explicit RowTiles(int64_t count) : rows(count), tiles((count + kMaxRows - 1) / kMaxRows) {}
-  int64_t begin(int64_t tile) const {
-    const int64_t height = rows / tiles, taller = rows % tiles;
-    return tile * height + (tile < taller ? tile : taller);
-  }
-};
+using Tiles = RowTiles<kMaxRows>;
 
 /// Inputs as float32, for each tile [k][rows of the tile], tiles one behind the other.
 template <class T>
-MIDSPAN_INLINE void arrange_inputs(Context& context, const RowTiles& tiles, const T* x, int64_t x_stride, int64_t k,
+MIDSPAN_INLINE void arrange_inputs(Context& context, const Tiles& tiles, const T* x, int64_t x_stride, int64_t k,
                                    float* arranged) {
   auto arrange = [&](int64_t tile, int32_t) {
     const int64_t begin = tiles.begin(tile), rows = tiles.begin(tile + 1) - begin;
     float* to = arranged + begin * k;
-    for (int64_t row = 0; row < rows; ++row) {
-      const T* from = x + (begin + row) * x_stride;
-      int64_t index = 0;
-      for (; index + kLanes <= k; index += kLanes) {
-        float values[kLanes];
-        store(values, load(from + index));
-        for (int lane = 0; lane < kLanes; ++lane) to[(index + lane) * rows + row] = values[lane];
-      }
-      for (; index < k; ++index) to[index * rows + row] = to_float(from[index]);
-    }
+    for (int64_t row = 0; row < rows; ++row) spread_row(x + (begin + row) * x_stride, k, to + row, rows);
   };
   if (tiles.rows * k < 32768) {
     for (int64_t tile = 0; tile < tiles.tiles; ++tile) arrange(tile, 0);
@@ -140,7 +127,7 @@ int32_t run(Context& context, const midspan_cpu_linear& linear, const void* x, i
   const int64_t k = linear.k, n = linear.n;
   float* arranged = static_cast<float*>(scratch_memory(context, SCRATCH_INPUTS, rows * k * 4));
   if (arranged == nullptr) return MIDSPAN_CPU_OUT_OF_MEMORY;
-  const RowTiles tiles(rows);
+  const Tiles tiles(rows);
   const int32_t result = with_type(linear.input_type, [&](auto element) {
     using T = decltype(element);
     arrange_inputs(context, tiles, static_cast<const T*>(x), x_stride, k, arranged);

@@ -59,10 +59,10 @@ constexpr int64_t block_bytes() {
 
 /// Inputs of all rows, rounded.
 struct QuantizedInputs {
-  int16_t* quants;   // [rows][k]
-  float* scales;     // [rows][k / 32]
-  float* sums;       // [rows][k / 32]: of the integers, times the scale
-  int32_t* totals;   // [rows][k / 32]: of the integers
+  int16_t* quants;  // [rows][k]
+  float* scales;    // [rows][k / 32]
+  float* sums;      // [rows][k / 32]: of the integers, times the scale
+  int32_t* totals;  // [rows][k / 32]: of the integers
 };
 
 template <class T>
@@ -78,12 +78,16 @@ MIDSPAN_INLINE void quantize_block(const T* from, int16_t* quants, float& scale,
   const bool tiny = !(maximum > 1e-30f);
   const float inverse = tiny ? 0.0f : 32767.0f / maximum;
   scale = (tiny ? 0.0f : maximum / 32767.0f) + sum_of(poison);
+  if (scale != scale) {  // integers cannot say this; the scale does
+    for (int index = 0; index < kBlock; ++index) quants[index] = 0;
+    total = 0;
+    sum = scale;
+    return;
+  }
   Ints totals = {};
   for (int part = 0; part < kBlock / kLanes; ++part) {
     const Ints rounded = __builtin_convertvector(round_to_integer(values[part] * splat(inverse)), Ints);
-    using Narrow = int16_t __attribute__((vector_size(kLanes * 2)));
-    const Narrow narrowed = __builtin_convertvector(rounded, Narrow);
-    __builtin_memcpy(quants + part * kLanes, &narrowed, sizeof narrowed);
+    store_as(quants + part * kLanes, narrow(bits_as<Words>(rounded)));
     totals += rounded;
   }
   total = 0;

@@ -116,11 +116,7 @@ MIDSPAN_INLINE void rotate_heads(const midspan_cpu_rotary& rotary, const float* 
   }
 }
 
-MIDSPAN_INLINE float half_at(const uint8_t* bytes) {
-  Float16 value;
-  __builtin_memcpy(&value, bytes, sizeof value);
-  return to_float(value);
-}
+MIDSPAN_INLINE float half_at(const uint8_t* bytes) { return to_float(load_as<Float16>(bytes)); }
 
 /// One GGUF block of 32 columns to float32.
 MIDSPAN_INLINE void unpack_block(int32_t format, const uint8_t* block, float* to) {
@@ -198,8 +194,8 @@ int32_t gated(Context& context, int32_t type, int32_t function, const void* gate
     using T = decltype(element);
     auto apply = [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        gate_row(function, static_cast<const T*>(gate) + row * gate_stride,
-                 static_cast<const T*>(up) + row * up_stride, columns, static_cast<T*>(y) + row * y_stride);
+        gate_row(function, static_cast<const T*>(gate) + row * gate_stride, static_cast<const T*>(up) + row * up_stride,
+                 columns, static_cast<T*>(y) + row * y_stride);
       }
     };
     for_row_parts(context, rows, columns * 4, apply);

@@ -40,19 +40,25 @@ struct Float16 {
   uint16_t bits;
 };
 
-template <class Vector>
-MIDSPAN_INLINE Vector load_as(const void* address) {
-  Vector value;
-  __builtin_memcpy(&value, address, sizeof value);
-  return value;
+/// A value at an address of any alignment and type. (memcpy does the same, but gcc 12 leaves a copy on the stack.)
+template <class T>
+struct __attribute__((packed, may_alias)) Anywhere {
+  T value;
+};
+
+template <class T>
+MIDSPAN_INLINE T load_as(const void* address) {
+  return static_cast<const Anywhere<T>*>(address)->value;
+}
+
+template <class T>
+MIDSPAN_INLINE void store_as(void* address, T value) {
+  static_cast<Anywhere<T>*>(address)->value = value;
 }
 
 template <class To, class From>
 MIDSPAN_INLINE To bits_as(From value) {
-  static_assert(sizeof(To) == sizeof(From));
-  To result;
-  __builtin_memcpy(&result, &value, sizeof result);
-  return result;
+  return __builtin_bit_cast(To, value);
 }
 
 MIDSPAN_INLINE Floats splat(float value) { return value - Floats{}; }
@@ -133,13 +139,39 @@ MIDSPAN_INLINE float largest_of(Floats value) {
   return value[0];
 }
 
+/// The same pointer, which gcc takes for another: what is read through it is read again and not kept in a register.
+/// Broadcasts from memory are free beside multiply-adds, spilled accumulators are not.
+MIDSPAN_INLINE const float* read_again(const float* pointer) {
+  asm volatile("" : "+r"(pointer));
+  return pointer;
+}
+
 // ---- elements to float and back -------------------------------------------------------
 
 MIDSPAN_INLINE Floats load(const float* from) { return load_as<Floats>(from); }
-MIDSPAN_INLINE void store(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof value); }
+MIDSPAN_INLINE void store(float* to, Floats value) { store_as(to, value); }
 
-MIDSPAN_INLINE Words widen(Halves value) { return __builtin_convertvector(value, Words); }
-MIDSPAN_INLINE Halves narrow(Words value) { return __builtin_convertvector(value, Halves); }
+MIDSPAN_INLINE Words widen(Halves value) {
+#if defined(__AVX512F__)
+  return bits_as<Words>(_mm512_cvtepu16_epi32(bits_as<__m256i>(value)));
+#elif defined(__AVX2__)
+  return bits_as<Words>(_mm256_cvtepu16_epi32(bits_as<__m128i>(value)));
+#else
+  return __builtin_convertvector(value, Words);
+#endif
+}
+/// The low halves.
+MIDSPAN_INLINE Halves narrow(Words value) {
+#if defined(__AVX512F__)
+  return bits_as<Halves>(_mm512_cvtepi32_epi16(bits_as<__m512i>(value)));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_and_si256(bits_as<__m256i>(value), _mm256_set1_epi32(0xffff));
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, low), 0x08);
+  return bits_as<Halves>(_mm256_castsi256_si128(packed));
+#else
+  return __builtin_convertvector(value, Halves);
+#endif
+}
 
 MIDSPAN_INLINE Floats load(const BFloat16* from) { return bits_as<Floats>(widen(load_as<Halves>(from)) << 16); }
 
@@ -147,21 +179,18 @@ MIDSPAN_INLINE void store(BFloat16* to, Floats value) {
   const Words bits = bits_as<Words>(value);
   const Words rounded = (bits + splat(0x7fffu) + ((bits >> 16) & 1u)) >> 16;
   const Words quiet = (bits >> 16) | 0x40u;
-  const Halves result = narrow(value == value ? rounded : quiet);
-  __builtin_memcpy(to, &result, sizeof result);
+  store_as(to, narrow(value == value ? rounded : quiet));
 }
 
 #if defined(__AVX512F__)
 MIDSPAN_INLINE Floats load(const Float16* from) { return _mm512_cvtph_ps(load_as<__m256i>(from)); }
 MIDSPAN_INLINE void store(Float16* to, Floats value) {
-  const __m256i result = _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __builtin_memcpy(to, &result, sizeof result);
+  store_as(to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif defined(__AVX2__)
 MIDSPAN_INLINE Floats load(const Float16* from) { return _mm256_cvtph_ps(load_as<__m128i>(from)); }
 MIDSPAN_INLINE void store(Float16* to, Floats value) {
-  const __m128i result = _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT);
-  __builtin_memcpy(to, &result, sizeof result);
+  store_as(to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 MIDSPAN_INLINE Floats load(const Float16* from) {
@@ -186,8 +215,7 @@ MIDSPAN_INLINE void store(Float16* to, Floats value) {
   const Words rounded_bits = bits_as<Words>(rounded * splat(0x1p-112f)) >> 13;
   const Words infinite = rounded >= splat(65536.0f) ? splat(0x7c00u) : rounded_bits;
   const Words special = magnitude == magnitude ? infinite : splat(0x7e00u);
-  const Halves result = narrow((magnitude > splat(65536.0f) ? splat(0x7c00u) : special) | sign);
-  __builtin_memcpy(to, &result, sizeof result);
+  store_as(to, narrow((magnitude > splat(65536.0f) ? splat(0x7c00u) : special) | sign));
 }
 #endif
 
@@ -264,11 +292,7 @@ MIDSPAN_INLINE float to_float(T value) {
 // ---- integers -------------------------------------------------------------------------
 
 /// The two shorts at `from`, in every lane.
-MIDSPAN_INLINE Shorts splat_pair(const int16_t* from) {
-  int32_t both;
-  __builtin_memcpy(&both, from, sizeof both);
-  return bits_as<Shorts>(splat(both));
-}
+MIDSPAN_INLINE Shorts splat_pair(const int16_t* from) { return bits_as<Shorts>(splat(load_as<int32_t>(from))); }
 
 /// sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in each lane i, exact while it fits.
 /// The empty asm keeps gcc from summing several products first, in a tree for which registers do not suffice.

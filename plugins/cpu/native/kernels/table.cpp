@@ -36,8 +36,8 @@ namespace MIDSPAN_ISA {
 namespace others = MIDSPAN_ISA_ELSEWHERE;
 
 const Kernels kernels = {
-    MIDSPAN_TEXT(MIDSPAN_ISA), others::run_linear, run_quantized_linear, others::add_rms_norm,  others::gated,
-    others::run_rotary,        others::embedding,  others::argmax,       others::write_cache,   others::run_attention,
+    MIDSPAN_TEXT(MIDSPAN_ISA), others::run_linear, run_quantized_linear, others::add_rms_norm, others::gated,
+    others::run_rotary,        others::embedding,  others::argmax,       others::write_cache,  others::run_attention,
 };
 
 }  // namespace MIDSPAN_ISA

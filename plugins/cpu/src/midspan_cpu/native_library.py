@@ -12,99 +12,40 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import byref, c_char_p, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 from midspan.errors import MidspanError, PluginError, SettingsError
+from midspan_cpu.native_interface import (
+    ABI_VERSION,
+    ELEMENT_TYPES,
+    GATE_FUNCTIONS,
+    GGUF_FORMATS,
+    SIGNATURES,
+    AttentionConfig,
+    LinearConfig,
+    RotaryConfig,
+)
 
-ABI_VERSION = 1
+__all__ = [
+    "ELEMENT_TYPES",
+    "GATE_FUNCTIONS",
+    "GGUF_FORMATS",
+    "AttentionConfig",
+    "LinearConfig",
+    "NativeLibrary",
+    "RotaryConfig",
+    "Unavailable",
+    "load_native_library",
+]
+
 FILE_NAME = "libmidspan_cpu_native.so"
 NO_INSTRUCTION_SET = "none"
 
-ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
-"""Codes of element types; also the codes of dense weight formats."""
-
-GGUF_FORMATS = {"gguf.q4_0": 16, "gguf.q4_1": 17, "gguf.q8_0": 18}
-"""Codes of packed weight formats."""
-
-GATE_FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
-"""Codes of gate functions."""
-
 SPIN_MICROSECONDS = 50
 """How long an idle thread polls before it sleeps: longer than the gap between two kernels of a step."""
-
-
-class LinearConfig(Structure):
-    """``midspan_cpu_linear``: what stays the same between calls of one linear."""
-
-    _fields_ = [
-        ("packed", c_void_p),
-        ("bias", c_void_p),
-        ("n", c_int64),
-        ("k", c_int64),
-        ("format", c_int32),
-        ("input_type", c_int32),
-        ("output_type", c_int32),
-        ("scale", c_float),
-        ("soft_cap", c_float),
-    ]
-
-
-class RotaryConfig(Structure):
-    """``midspan_cpu_rotary``: what stays the same between calls of one rotary."""
-
-    _fields_ = [
-        ("table", c_void_p),
-        ("table_rows", c_int64),
-        ("head_size", c_int64),
-        ("rotary_size", c_int64),
-        ("query_heads", c_int64),
-        ("key_heads", c_int64),
-        ("type", c_int32),
-        ("interleaved", c_int32),
-    ]
-
-
-class AttentionConfig(Structure):
-    """``midspan_cpu_attention``: what stays the same between calls of one attention layer."""
-
-    _fields_ = [
-        ("key_cache", c_void_p),
-        ("value_cache", c_void_p),
-        ("blocks", c_int64),
-        ("block_size", c_int64),
-        ("heads", c_int64),
-        ("kv_heads", c_int64),
-        ("key_size", c_int64),
-        ("value_size", c_int64),
-        ("window", c_int64),
-        ("alibi_slopes", c_void_p),
-        ("sinks", c_void_p),
-        ("scale", c_float),
-        ("soft_cap", c_float),
-        ("type", c_int32),
-        ("cache_type", c_int32),
-    ]
-
-
-_POINTER, _SIZE, _CODE, _REAL = c_void_p, c_int64, c_int32, c_float
-_MATRIX = (_POINTER, _SIZE)
-
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "pack_linear": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
-    "run_linear": (POINTER(LinearConfig), *_MATRIX, _SIZE, *_MATRIX),
-    "rms_norm": (_CODE, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX),
-    "add_rms_norm": (*(_CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX, *_MATRIX),),
-    "gated": (_CODE, _CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, *_MATRIX),
-    "run_rotary": (POINTER(RotaryConfig), _POINTER, _SIZE, *_MATRIX, *_MATRIX, *_MATRIX, *_MATRIX),
-    "embedding": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _SIZE, _CODE, *_MATRIX),
-    "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
-    "write_cache": (POINTER(AttentionConfig), *_MATRIX, *_MATRIX, _POINTER, _SIZE),
-    "run_attention": (*(POINTER(AttentionConfig), *_MATRIX, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, *_MATRIX),),
-}
-"""Functions that take the context first and return a result code: the other argument types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +83,7 @@ class NativeLibrary:
             )
         self.instruction_set: str = library.midspan_cpu_instruction_set(self._context).decode()
         self.threads = threads
-        for function, types in _SIGNATURES.items():
+        for function, types in SIGNATURES.items():
             entry = getattr(library, f"midspan_cpu_{function}")
             entry.argtypes, entry.restype = (c_void_p, *types), c_int32
         self._run_linear = library.midspan_cpu_run_linear

@@ -1,0 +1,92 @@
+"""``native/midspan_cpu.h`` in ctypes: codes, structures and signatures.
+
+Knows no library that is loaded. Must say what the header says; the interface
+version is checked when a library is loaded.
+"""
+
+from __future__ import annotations
+
+from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
+from typing import Any
+
+ABI_VERSION = 1
+
+ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
+"""Codes of element types; also the codes of dense weight formats."""
+
+GGUF_FORMATS = {"gguf.q4_0": 16, "gguf.q4_1": 17, "gguf.q8_0": 18}
+"""Codes of packed weight formats."""
+
+GATE_FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
+"""Codes of gate functions."""
+
+
+class LinearConfig(Structure):
+    """``midspan_cpu_linear``: what stays the same between calls of one linear."""
+
+    _fields_ = [
+        ("packed", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("format", c_int32),
+        ("input_type", c_int32),
+        ("output_type", c_int32),
+        ("scale", c_float),
+        ("soft_cap", c_float),
+    ]
+
+
+class RotaryConfig(Structure):
+    """``midspan_cpu_rotary``: what stays the same between calls of one rotary."""
+
+    _fields_ = [
+        ("table", c_void_p),
+        ("table_rows", c_int64),
+        ("head_size", c_int64),
+        ("rotary_size", c_int64),
+        ("query_heads", c_int64),
+        ("key_heads", c_int64),
+        ("type", c_int32),
+        ("interleaved", c_int32),
+    ]
+
+
+class AttentionConfig(Structure):
+    """``midspan_cpu_attention``: what stays the same between calls of one attention layer."""
+
+    _fields_ = [
+        ("key_cache", c_void_p),
+        ("value_cache", c_void_p),
+        ("blocks", c_int64),
+        ("block_size", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("key_size", c_int64),
+        ("value_size", c_int64),
+        ("window", c_int64),
+        ("alibi_slopes", c_void_p),
+        ("sinks", c_void_p),
+        ("scale", c_float),
+        ("soft_cap", c_float),
+        ("type", c_int32),
+        ("cache_type", c_int32),
+    ]
+
+
+_POINTER, _SIZE, _CODE, _REAL = c_void_p, c_int64, c_int32, c_float
+_MATRIX = (_POINTER, _SIZE)
+
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "pack_linear": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    "run_linear": (POINTER(LinearConfig), *_MATRIX, _SIZE, *_MATRIX),
+    "rms_norm": (_CODE, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX),
+    "add_rms_norm": (*(_CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX, *_MATRIX),),
+    "gated": (_CODE, _CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, *_MATRIX),
+    "run_rotary": (POINTER(RotaryConfig), _POINTER, _SIZE, *_MATRIX, *_MATRIX, *_MATRIX, *_MATRIX),
+    "embedding": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _SIZE, _CODE, *_MATRIX),
+    "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
+    "write_cache": (POINTER(AttentionConfig), *_MATRIX, *_MATRIX, _POINTER, _SIZE),
+    "run_attention": (*(POINTER(AttentionConfig), *_MATRIX, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, *_MATRIX),),
+}
+"""Functions that take the context first and return a result code: the other argument types."""

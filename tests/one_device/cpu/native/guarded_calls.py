@@ -1,0 +1,112 @@
+"""Calls native kernels with buffers that end where an unreadable page begins; a step too far ends the process.
+
+Run as a program, with the name of an instruction set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import conftest
+
+from midspan_cpu.native_library import NativeLibrary, load_native_library
+
+PAGE = mmap.PAGESIZE
+
+
+def guarded(array: Any) -> Any:
+    """A copy whose last byte is the last one before an unreadable page."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    pages = -(-max(array.nbytes, 1) // PAGE)
+    start = libc.mmap(None, (pages + 1) * PAGE, mmap.PROT_READ | mmap.PROT_WRITE, 0x22, -1, 0)
+    assert libc.mprotect(start + pages * PAGE, PAGE, 0) == 0
+    memory = (ctypes.c_char * array.nbytes).from_address(start + pages * PAGE - array.nbytes)
+    copy = np.frombuffer(memory, np.uint8).view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def random(shape: tuple[int, ...], dtype: str) -> Any:
+    return guarded(np.random.default_rng(1).standard_normal(shape).astype(conftest.DTYPES[dtype]))
+
+
+def check_linear(kernels: conftest.Kernels, dtype: str) -> None:
+    for rows, n, k in [(1, 33, 37), (7, 16, 64), (50, 31, 5)]:
+        x, weight, bias = random((rows, k), dtype), random((n, k), dtype), random((n,), "float32")
+        packed = kernels.pack(weight)
+        memory = guarded(packed.memory)
+        if memory.ctypes.data % 64 == 0:
+            packed = conftest.PackedLinear(memory=memory, n=n, k=k, code=packed.code)
+        kernels.linear(x, packed, bias=bias)
+    for name, block_bytes in [("gguf.q4_0", 18), ("gguf.q4_1", 20), ("gguf.q8_0", 34)]:
+        blocks = guarded(np.zeros((19, 3 * block_bytes), np.uint8))
+        packed = kernels.pack(blocks, name, 96)
+        kernels.linear(random((5, 96), dtype), packed)
+        kernels.embedding(guarded(np.array([18], np.int32)), blocks, output=dtype, weight_format=name, columns=96)
+
+
+def check_rows(kernels: conftest.Kernels, dtype: str) -> None:
+    for columns in [1, 31, 100]:
+        x, weight = random((3, columns), dtype), random((columns,), "float32")
+        kernels.rms_norm(x, weight, epsilon=1e-5)
+        kernels.add_rms_norm(x, random((3, columns), dtype), weight, epsilon=1e-5)
+        kernels.gated(x, random((3, columns), dtype), "silu")
+        kernels.embedding(guarded(np.array([2, 0], np.int32)), x, output=dtype)
+        kernels.argmax(random((3, columns), "float32"))
+    positions, table = guarded(np.array([0, 9], np.int32)), random((10, 6), "float32")
+    for interleaved in [False, True]:
+        query, key = random((2, 21), dtype), random((2, 7), dtype)
+        kernels.rotary(query, key, positions, table, head_size=7, interleaved=interleaved)
+
+
+def check_attention(kernels: conftest.Kernels, dtype: str, key_size: int, value_size: int) -> None:
+    """The last block of the cache is the one in use, so that a step too far leaves the cache."""
+    kv_heads, heads, blocks, block_size, length = 1, 3, 6, 16, 83
+    batch = conftest.CacheBatch(
+        key_cache=random((blocks, kv_heads, key_size, block_size), dtype),
+        value_cache=random((blocks, kv_heads, block_size, value_size), dtype),
+        query_starts=guarded(np.array([0, 20], np.int32)),
+        context_lengths=guarded(np.array([length], np.int32)),
+        block_table=guarded(np.arange(blocks, dtype=np.int32)[None]),
+        slots=guarded(np.arange(length - 20, length, dtype=np.int32)),
+    )
+    query = random((20, heads * key_size), dtype)
+    config = kernels.attention_config(batch, query, heads=heads, scale=1.0)
+    kernels.write_cache(config, random((20, key_size), dtype), random((20, value_size), dtype), batch.slots)
+    kernels.attention(config, query, batch)
+
+
+def main() -> None:
+    library = load_native_library(instruction_set=sys.argv[1], threads=2)
+    assert isinstance(library, NativeLibrary)
+    kernels = conftest.Kernels(library)
+    full = np.full
+
+    def guarded_full(shape: Any, value: Any, dtype: Any) -> Any:
+        return guarded(full(shape, value, dtype))
+
+    np.full = guarded_full  # type: ignore[assignment]  # outputs as well
+    for dtype in conftest.DTYPES:
+        for check in (check_linear, check_rows):
+            print(check.__name__, dtype, flush=True)
+            check(kernels, dtype)
+        for key_size, value_size in [(64, 64), (20, 12), (7, 5)]:
+            print("check_attention", dtype, key_size, flush=True)
+            check_attention(kernels, dtype, key_size, value_size)
+    library.close()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
