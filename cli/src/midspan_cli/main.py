@@ -8,17 +8,40 @@ status 2, and Ctrl-C has 130.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 END_OF_FLAGS = "--"
 INTERRUPTED = 130
 """What a shell reports of a program that SIGINT ended: 128 and the signal's number."""
 
 
+IMPORT_MACHINERY = "<frozen importlib"
+SHOW_CURSOR = b"\x1b[?25h"
+
+
 def main() -> None:
     """Run the command line of this process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     sys.exit(run(sys.argv[1:]))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """What Ctrl-C does: as usual, except while a module is being imported.
+
+    There, libraries would take the exception for a broken installation and say so at length.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(IMPORT_MACHINERY):
+            if sys.stderr is not None and sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), SHOW_CURSOR)
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def run(arguments: Sequence[str]) -> int:

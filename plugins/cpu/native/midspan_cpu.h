@@ -185,7 +185,7 @@ typedef struct {
   void* key_cache;
   void* value_cache;
   int64_t blocks;
-  int64_t block_size; /* a multiple of 16 */
+  int64_t block_size; /* a multiple of 16; 32 and more is read a little faster */
   int64_t heads;      /* a multiple of kv_heads; query head h reads kv head h / (heads / kv_heads) */
   int64_t kv_heads;
   int64_t key_size;

@@ -126,6 +126,24 @@ def test_control_c_while_a_model_is_loaded_ends_quietly(tiny_model: Path) -> Non
     assert all(line.startswith("[") for line in rest.splitlines()), rest
 
 
+def test_control_c_while_a_library_is_imported_ends_quietly(tmp_path: Path) -> None:
+    # As numpy does: whatever goes wrong in an import is reported as a broken installation.
+    (tmp_path / "touchy.py").write_text(
+        "import os, signal, traceback\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    sum(range(10_000))\n"
+        "except BaseException:\n    traceback.print_exc()\n    raise ImportError('broken') from None\n"
+    )
+    program = (
+        "import sys, midspan_cli.main as entry\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
+        "def run(arguments):\n    import touchy\n"
+        "entry.run = run\n"
+        "entry.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_serve_without_the_server_package_says_how_to_get_it() -> None:
     program = (
         "import sys\n"

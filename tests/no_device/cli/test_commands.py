@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from midspan.engine.async_engine import AsyncEngine
+from midspan_cli.commands.bench import random_prompts
+
 SMALL = ("--device", "reference", "--kv-cache-memory-bytes", "4M")
 
 
@@ -51,6 +54,25 @@ def test_bench_reports_what_it_generated(midspan: Any, tiny_model: Path) -> None
     assert result["tpot_ms"]["mean"] > 0
     assert result["output_tokens_per_second"] == pytest.approx(20 / result["seconds"])
     assert "output tokens/s" in midspan("bench", str(tiny_model), *sizes, *SMALL).stdout
+
+
+def test_bench_measures_prompts_that_no_cache_holds(
+    monkeypatch: pytest.MonkeyPatch, midspan: Any, tiny_model: Path
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    submit = AsyncEngine.submit
+
+    async def noting(engine: AsyncEngine, prompt: Any, params: Any, **options: Any) -> Any:
+        stream = await submit(engine, prompt, params, **options)
+        seen.append(tuple(prompt))
+        return stream
+
+    monkeypatch.setattr(AsyncEngine, "submit", noting)
+    sizes = ("--num-prompts", "3", "--input-len", "12", "--output-len", "2")
+    assert midspan("bench", str(tiny_model), *SMALL, *sizes, "--json").returncode == 0
+    assert len(seen) == 4
+    assert len(set(seen)) == 4
+    assert random_prompts(1, 12, 300, seed=None) != random_prompts(1, 12, 300, seed=None)
 
 
 def test_graph_prints_the_model_before_and_after_passes(midspan: Any, tiny_model: Path) -> None:

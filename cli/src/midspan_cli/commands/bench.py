@@ -54,9 +54,16 @@ def bench(
         raise typer.Exit(FAILED)
 
 
-def random_prompts(count: int, length: int, vocabulary: int) -> list[list[int]]:
-    """The same prompts on every run."""
-    source = random.Random(0)
+def random_prompts(count: int, length: int, vocabulary: int, *, seed: int | None) -> list[list[int]]:
+    """Prompts of token ids.
+
+    Args:
+        count: of prompts.
+        length: tokens of each.
+        vocabulary: ids are below it.
+        seed: the same seed gives the same prompts; None: new ones, which no server has in its prefix cache.
+    """
+    source = random.Random(seed)
     return [[source.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
 
 
@@ -68,8 +75,10 @@ def _load_engine(
     display = StartupDisplay(quiet=quiet)
     with display, LocalEngine(settings, read_environment(), display.report) as local:
         display.close()
-        prompts = random_prompts(count, input_len, local.engine.model.vocab_size)
-        local.call(_time_all(local.engine, prompts[:1], 1))
+        vocabulary = local.engine.model.vocab_size
+        prompts = random_prompts(count, input_len, vocabulary, seed=0)
+        # Another prompt than those to be measured: what was seen is cached.
+        local.call(_time_all(local.engine, random_prompts(1, input_len, vocabulary, seed=1), 1))
         begun = time.monotonic()
         timings = local.call(_time_all(local.engine, prompts, output_len))
         seconds = time.monotonic() - begun
@@ -105,7 +114,7 @@ def _load_server(
     server: RemoteServer, model: str | None, input_len: int, output_len: int, count: int
 ) -> dict[str, Any]:
     name = model or server.first_model()
-    prompts = random_prompts(count, input_len, COMMON_IDS)
+    prompts = random_prompts(count, input_len, COMMON_IDS, seed=None)
     begun = time.monotonic()
     with ThreadPoolExecutor(count) as threads:
         timings = list(threads.map(lambda prompt: _time_remote(server, name, prompt, output_len), prompts))

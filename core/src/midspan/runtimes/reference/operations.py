@@ -194,12 +194,14 @@ def _gelu_tanh(x: Float32) -> Float32:
 
 
 def _sigmoid(x: Float32) -> Float32:
-    result: Float32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-x))
+    with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and the quotient 0 as it should be
+        result: Float32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-x))
     return result
 
 
 def _silu(x: Float32) -> Float32:
-    result: Float32 = x / (np.float32(1.0) + np.exp(-x))
+    with np.errstate(over="ignore"):
+        result: Float32 = x / (np.float32(1.0) + np.exp(-x))
     return result
 
 
