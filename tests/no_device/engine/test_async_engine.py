@@ -126,6 +126,13 @@ def test_bad_requests_are_refused_at_the_door(
     assert engine.live_requests() == 0
 
 
+@pytest.mark.parametrize("priority", [2**31, -(2**70)])
+def test_a_priority_that_no_message_can_carry_is_refused(run: Run[Any], engine: AsyncEngine, priority: int) -> None:
+    with pytest.raises(InvalidRequest, match="priority"):
+        run(engine.submit("the", params(1), request_id="bad", priority=priority))
+    assert engine.live_requests() == 0
+
+
 def test_an_id_can_be_used_again_only_when_its_request_is_over(run: Run[Any], engine: AsyncEngine) -> None:
     async def go() -> tuple[RequestOutput, RequestOutput]:
         first = await engine.submit("the", params(1), request_id="twice")

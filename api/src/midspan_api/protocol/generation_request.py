@@ -39,9 +39,6 @@ DIRECT_FIELDS = (
 """Request fields that are sampling parameters of the same name."""
 
 
-LARGEST_PRIORITY = 2**31 - 1
-
-
 class StreamOptions(msgspec.Struct, kw_only=True, frozen=True):
     """What a stream carries besides text."""
 
@@ -106,10 +103,6 @@ class GenerationRequest(msgspec.Struct, kw_only=True, frozen=True):
             raise InvalidRequest("stream_options goes with stream=true only.", parameter="stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequest("prompt_logprobs does not go with stream=true.", parameter="prompt_logprobs")
-        if self.priority is not None and not -LARGEST_PRIORITY <= self.priority <= LARGEST_PRIORITY:
-            raise InvalidRequest(
-                f"priority must be between -{LARGEST_PRIORITY} and {LARGEST_PRIORITY}.", parameter="priority"
-            )
         if self.cache_salt == "":
             raise InvalidRequest("cache_salt must not be empty.", parameter="cache_salt")
 

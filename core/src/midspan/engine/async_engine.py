@@ -31,7 +31,7 @@ from midspan.engine.model_text import ModelText, load_model_text
 from midspan.engine.output_processing import OutputProcessor
 from midspan.engine.request_seeds import request_seed, sequence_seed
 from midspan.engine.request_stream import RequestStream
-from midspan.engine.request_validation import PreparedRequest, check_text, prepare_request
+from midspan.engine.request_validation import PreparedRequest, check_priority, check_text, prepare_request
 from midspan.engine.restart_policy import RestartPolicy
 from midspan.engine.resumption import Resumption
 from midspan.engine.status import EngineStatistics, ModelInfo, Report, StartupPhase, ignore_phase
@@ -162,6 +162,7 @@ class AsyncEngine:
         """
         self._check_open(request_id)
         check_text(request_id, "request_id")
+        check_priority(priority)
         check_text(cache_salt or "", "cache_salt")
         self._pending.add(request_id)
         try:

@@ -17,6 +17,7 @@ from midspan.engine.status import ModelInfo
 from midspan.errors import ContextLengthExceeded, InvalidRequest
 from midspan.text.tokenizer import Tokenizer
 
+LARGEST_PRIORITY = 2**31 - 1
 LARGEST_SHOWN = 10**18
 SHOWN_CHARACTERS = 60
 
@@ -82,6 +83,20 @@ def prepare_request(
         params=_fit(params, len(ids), model.max_model_len),
         bad_word_ids=bad_word_ids(partial(tokenizer.encode, add_special_tokens=False), params.bad_words),
     )
+
+
+def check_priority(priority: int) -> None:
+    """Refuse a priority that does not fit a message to the engine.
+
+    Raises:
+        InvalidRequest: it is beyond ``LARGEST_PRIORITY`` either way.
+    """
+    if not -LARGEST_PRIORITY <= priority <= LARGEST_PRIORITY:
+        raise InvalidRequest(
+            f"priority must be between -{LARGEST_PRIORITY} and {LARGEST_PRIORITY}.",
+            parameter="priority",
+            remedy="Small numbers will do: only their order matters.",
+        )
 
 
 def check_text(text: str, parameter: str) -> None:
