@@ -44,6 +44,9 @@ __all__ = [
 FILE_NAME = "libmidspan_cpu_native.so"
 NO_INSTRUCTION_SET = "none"
 
+PROVEN = ("avx2", "portable")
+"""Sets whose kernels have passed their tests on a processor; the others are taken only by name."""
+
 SPIN_MICROSECONDS = 50
 """How long an idle thread polls before it sleeps: longer than the gap between two kernels of a step."""
 
@@ -67,6 +70,7 @@ class NativeLibrary:
 
     Attributes:
         instruction_set: the name of the one in use.
+        runnable_sets: those that the library holds and this processor runs, the fastest first.
         threads: threads that share the work, the calling one included.
     """
 
@@ -82,6 +86,7 @@ class NativeLibrary:
                 plugin="cpu",
             )
         self.instruction_set: str = library.midspan_cpu_instruction_set(self._context).decode()
+        self.runnable_sets = _runnable_sets(library)
         self.threads = threads
         for function, types in SIGNATURES.items():
             entry = getattr(library, f"midspan_cpu_{function}")
@@ -286,7 +291,7 @@ def load_native_library(
     """Open the library and make a context.
 
     Args:
-        instruction_set: a name; None for the best; ``"none"`` for no native kernels.
+        instruction_set: a name; None for the fastest of ``PROVEN``; ``"none"`` for no native kernels.
         threads: threads that share the work, the calling one included.
         parallel_for: address of a function with the signature of ``torch_parallel_for`` through which
             to reach other threads; None: the context has threads of its own.
@@ -308,16 +313,22 @@ def load_native_library(
     if found != ABI_VERSION:
         return Unavailable(reason=f"{path} has interface version {found}, wanted is {ABI_VERSION}; install again")
     _declare(library)
-    sets = library.midspan_cpu_instruction_sets().decode().split()
-    if instruction_set is not None and instruction_set not in sets:
+    sets = _runnable_sets(library)
+    if instruction_set is None:
+        instruction_set = next(name for name in sets if name in PROVEN)
+    elif instruction_set not in sets:
         raise SettingsError(
             f"instruction set '{instruction_set}' cannot be used on this processor.",
-            remedy=f"Take one of {', '.join([*sets, NO_INSTRUCTION_SET])}, or none for the best.",
+            remedy=f"Take one of {', '.join([*sets, NO_INSTRUCTION_SET])}, or leave MIDSPAN_CPU_ISA unset.",
         )
     try:
         return NativeLibrary(library, instruction_set=instruction_set, threads=threads, parallel_for=parallel_for)
     except MidspanError as error:
         return Unavailable(reason=str(error))
+
+
+def _runnable_sets(library: ctypes.CDLL) -> tuple[str, ...]:
+    return tuple(library.midspan_cpu_instruction_sets().decode().split())
 
 
 def _find(folders: Sequence[str] | None) -> Path | None:

@@ -1,8 +1,8 @@
 """What this plugin reads from the environment, once, here and nowhere else.
 
-``MIDSPAN_CPU_ISA``: the instruction set of the native kernels, instead of the best
-that the processor has: ``portable``, ``avx2``, ``avx512``, ``avx512vnni``; ``none``
-turns the native kernels off.
+``MIDSPAN_CPU_ISA``: the instruction set of the native kernels, instead of the fastest
+proven one that the processor has: ``portable``, ``avx2``, ``avx512``, ``avx512vnni``;
+``none`` turns the native kernels off.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class CpuEnvironment:
     """What the environment says.
 
     Attributes:
-        instruction_set: the wanted one; None for the best; ``"none"`` for no native kernels.
+        instruction_set: the wanted one; None for the fastest proven one; ``"none"`` for no native kernels.
     """
 
     instruction_set: str | None = None

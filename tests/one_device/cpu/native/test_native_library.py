@@ -18,7 +18,7 @@ import pytest
 import midspan_cpu
 from midspan.errors import SettingsError
 from midspan_cpu import native_library
-from midspan_cpu.native_library import NativeLibrary, Unavailable, load_native_library
+from midspan_cpu.native_library import PROVEN, NativeLibrary, Unavailable, load_native_library
 from midspan_cpu.settings import read_cpu_environment
 
 
@@ -55,6 +55,14 @@ def test_none_turns_native_kernels_off() -> None:
 def test_an_unknown_instruction_set_is_an_error_that_lists_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="portable"):
         load_native_library(instruction_set="mmx", threads=1)
+
+
+def test_a_set_that_was_never_proven_is_taken_only_by_name() -> None:
+    found = load_native_library(instruction_set=None, threads=1)
+    assert isinstance(found, NativeLibrary)
+    assert found.instruction_set in PROVEN
+    assert set(found.runnable_sets) >= {"portable", found.instruction_set}
+    found.close()
 
 
 def test_the_environment_names_the_instruction_set() -> None:
