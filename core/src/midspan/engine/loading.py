@@ -138,8 +138,8 @@ def load_model(
             opened = open_device(settings, catalogue=catalogue, report=report)
         device = opened.device
         graph = build_graph(checkpoint.config, architectures=opened.architectures)
-        report(StartupPhase(name="graph", detail=f"{graph.architecture}, {len(graph.nodes)} nodes"))
         graph = apply_passes(graph)
+        report(StartupPhase(name="graph", detail=f"{graph.architecture}, {len(graph.nodes)} nodes"))
         bounds = choose_bounds(settings, device.capabilities, checkpoint, graph)
         program = _compile(device, graph, checkpoint, bounds, report)
         asked = _Asked(settings=settings, path=path, selected=opened.selected)
