@@ -1,11 +1,10 @@
-"""The engine's process dies, is talked to in rubbish, or loses its parent: nobody loses a token, nothing is left."""
+"""The engine's process dies or loses its parent: nobody loses a token, nothing is left."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -18,23 +17,8 @@ import pytest
 
 from midspan import LLM, AsyncEngine, EngineDead, EngineSettings, Environment, RequestOutput, SamplingParams
 from midspan.engine.engine_process import start_engine_process
-from midspan.engine.frames import LENGTH, frame, receive_frame
-from midspan.engine.messages import (
-    Fatal,
-    FromEngine,
-    Load,
-    Ping,
-    Pong,
-    Problem,
-    Shutdown,
-    Start,
-    Started,
-    decode_from_engine,
-    encode,
-)
 from midspan.engine.output_processing import merge
 from midspan.engine.request_stream import RequestStream
-from midspan.engine.status import StartupPhase
 from midspan.errors import ModelNotFound
 
 DEADLINE = 60.0
@@ -375,99 +359,3 @@ def test_the_engine_ends_with_a_parent_that_was_killed_mid_stream(tiny_model: Pa
         assert is_running(child)
         parent.kill()
     wait_until(lambda: not is_running(child))
-
-
-class Wire:
-    """An engine process spoken to byte by byte."""
-
-    def __init__(self) -> None:
-        self.socket, theirs = socket.socketpair()
-        self.socket.settimeout(DEADLINE)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "midspan.engine.process", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stderr=subprocess.DEVNULL,
-            )
-
-    def send(self, payload: bytes) -> None:
-        self.socket.sendall(frame(payload))
-
-    def receive(self, kind: type) -> FromEngine:
-        """The next message of a kind; others before it are passed over."""
-        while True:
-            payload = receive_frame(self.socket)
-            assert payload is not None, "the process ended"
-            message = decode_from_engine(payload)
-            if isinstance(message, kind):
-                return message
-
-    def close(self) -> int:
-        self.socket.close()
-        return self.process.wait(DEADLINE)
-
-
-@pytest.fixture
-def wire() -> Any:
-    made = Wire()
-    yield made
-    made.socket.close()
-    made.process.kill()
-    made.process.wait(DEADLINE)
-
-
-def test_rubbish_between_good_messages_is_answered_and_changes_nothing(wire: Wire, tiny_model: Path) -> None:
-    start, load = encode(Start(settings=settings(tiny_model))), encode(Load(path=str(tiny_model)))
-    wire.send(start)
-    wire.send(load)
-    wire.receive(Started)
-    for rubbish in (b"", b"\xc1", b"\x81\xa4type\xa5dream", start, load):
-        wire.send(rubbish)
-        problem = wire.receive(Problem)
-        assert isinstance(problem, Problem)
-        assert problem.code == "protocol_error"
-    wire.send(encode(Ping(number=9)))
-    assert wire.receive(Pong) == Pong(number=9)
-    wire.send(encode(Shutdown()))
-    assert wire.process.wait(DEADLINE) == 0
-
-
-def test_a_stream_that_lost_its_frames_ends_the_engine_with_a_word(wire: Wire, tiny_model: Path) -> None:
-    wire.send(encode(Start(settings=settings(tiny_model))))
-    wire.send(encode(Load(path=str(tiny_model))))
-    wire.receive(Started)
-    wire.socket.sendall(LENGTH.pack(2**32 - 1))
-    fatal = wire.receive(Fatal)
-    assert isinstance(fatal, Fatal)
-    assert (fatal.code, fatal.restartable) == ("protocol_error", False)
-    assert wire.process.wait(DEADLINE) == 1
-
-
-def test_a_first_message_that_is_no_start_is_refused(wire: Wire) -> None:
-    wire.send(encode(Ping(number=1)))
-    fatal = wire.receive(Fatal)
-    assert isinstance(fatal, Fatal)
-    assert "first message" in fatal.message
-    assert wire.process.wait(DEADLINE) == 1
-
-
-def test_the_device_is_opened_before_the_model_is_known(wire: Wire, tiny_model: Path) -> None:
-    wire.send(encode(Start(settings=settings(tiny_model))))
-    phase = wire.receive(StartupPhase)
-    assert isinstance(phase, StartupPhase)
-    assert phase.name == "device"
-    wire.send(encode(Start(settings=settings(tiny_model))))
-    fatal = wire.receive(Fatal)
-    assert isinstance(fatal, Fatal)
-    assert "second message must be a Load" in fatal.message
-    assert wire.process.wait(DEADLINE) == 1
-
-
-def test_a_process_told_to_end_before_it_knows_its_model_ends_well(wire: Wire, tiny_model: Path) -> None:
-    wire.send(encode(Start(settings=settings(tiny_model))))
-    wire.send(encode(Shutdown()))
-    assert wire.process.wait(DEADLINE) == 0
-
-
-def test_the_process_ends_when_its_socket_does(wire: Wire) -> None:
-    assert wire.close() == 0
