@@ -63,6 +63,9 @@ class WrappedProgram:
     def run(self, batch: Batch, cache: Cache) -> StepOutput:
         return self._run(batch, cache, self._program)
 
+    def evaluate(self, inputs: Any, cache: Cache | None = None) -> tuple[Any, ...]:
+        return self._program.evaluate(inputs, cache)
+
     def memory_bytes(self) -> int:
         return self._program.memory_bytes()
 
@@ -78,13 +81,15 @@ class WrappedDevice:
         self._run = run
         self.info = device.info
         self.capabilities = device.capabilities
-        self.collectives = None
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> Program:
         return WrappedProgram(self._device.compile(graph, weights, bounds), self._run)
 
     def allocate_cache(self, layout: CacheLayout, blocks: tuple[int, ...]) -> Cache:
         return self._device.allocate_cache(layout, blocks)
+
+    def block_bytes(self, layout: CacheLayout) -> tuple[int, ...]:
+        return self._device.block_bytes(layout)
 
     def memory(self) -> MemoryReport:
         return self._device.memory()

@@ -216,13 +216,6 @@ def test_a_packed_weight_is_refused_with_the_node_and_the_reason(
     assert len(caught.value.reasons) == 1
 
 
-def test_an_invalid_graph_is_refused(tiny_config: Any, random_weights: Any, reference_device: Device) -> None:
-    graph = build_graph(tiny_config())
-    broken = replace(graph, nodes=graph.nodes[1:])
-    with pytest.raises(GraphError):
-        reference_device.compile(broken, _Source(random_weights(graph)), BOUNDS)
-
-
 @pytest.mark.parametrize("field", ["dtype", "cache_dtype"])
 def test_a_type_that_it_does_not_claim_is_refused(
     field: str, tiny_config: Any, random_weights: Any, reference_device: Device

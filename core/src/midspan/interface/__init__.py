@@ -7,22 +7,23 @@ name in it belongs to a vendor. A third party can import all of it from here.
 from __future__ import annotations
 
 from midspan.interface.batch import Adjustments, Batch, SamplingBatch
-from midspan.interface.cache import Cache, CacheGroup, CacheLayout
+from midspan.interface.cache import PADDING_BLOCK, Cache, CacheGroup, CacheLayout, block_bytes
 from midspan.interface.capabilities import Capabilities
-from midspan.interface.collectives import Collectives
-from midspan.interface.device import Bounds, Device, DeviceInfo, MemoryReport
+from midspan.interface.collectives import Collectives, DeviceGroup
+from midspan.interface.device import Bounds, Device, DeviceInfo, GroupDevice, MemoryReport
 from midspan.interface.graph import Attribute, Dim, Graph, Node, Value, Weight
 from midspan.interface.hooks import hookimpl, hookspec
-from midspan.interface.kernel import Kernel, KernelSite, No, NodePlacement, Placement, Support, Yes
+from midspan.interface.kernel import Kernel, KernelSite, No, NodePlacement, Placement, Support, Yes, always
 from midspan.interface.operations import OPERATIONS, Operation
 from midspan.interface.plugin import DevicePlugin, Found, Unavailable
-from midspan.interface.program import Logprobs, Program, StepOutput, StepResult
+from midspan.interface.program import FinishedStep, Logprobs, Program, StepOutput, StepResult
 from midspan.interface.version import INTERFACE_VERSION
 from midspan.interface.weights import PackedTensor, WeightSource
 
 __all__ = [
     "INTERFACE_VERSION",
     "OPERATIONS",
+    "PADDING_BLOCK",
     "Adjustments",
     "Attribute",
     "Batch",
@@ -33,11 +34,14 @@ __all__ = [
     "Capabilities",
     "Collectives",
     "Device",
+    "DeviceGroup",
     "DeviceInfo",
     "DevicePlugin",
     "Dim",
+    "FinishedStep",
     "Found",
     "Graph",
+    "GroupDevice",
     "Kernel",
     "KernelSite",
     "Logprobs",
@@ -58,6 +62,8 @@ __all__ = [
     "Weight",
     "WeightSource",
     "Yes",
+    "always",
+    "block_bytes",
     "hookimpl",
     "hookspec",
 ]

@@ -24,6 +24,12 @@ class Capabilities:
         deterministic: the same batch gives the same bits again.
         shares_host_memory: its memory is the host's; taking most of it would starve other programs.
         max_logprobs: largest ``num_logprobs`` that it returns.
+        max_tokens: tokens of one step; None means any number that memory allows, here and below.
+        max_requests: requests of one step.
+        max_context: tokens of one request.
+        max_sampled_rows: rows that one step samples.
+        virtual_clock: steps take no time that the host could measure; how long they take
+            on the device is in ``StepResult.device_seconds``.
     """
 
     dtypes: tuple[str, ...] = ("float32",)
@@ -37,3 +43,8 @@ class Capabilities:
     deterministic: bool = False
     shares_host_memory: bool = False
     max_logprobs: int = 20
+    max_tokens: int | None = None
+    max_requests: int | None = None
+    max_context: int | None = None
+    max_sampled_rows: int | None = None
+    virtual_clock: bool = False

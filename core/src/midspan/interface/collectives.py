@@ -6,7 +6,26 @@ A device whose ``Capabilities.max_world_size`` is 1 has none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceGroup:
+    """A place in a group of devices that will share one model.
+
+    Attributes:
+        rank: this device's place, from 0.
+        world_size: devices in the group.
+        address: ``host:port`` on which rank 0 listens while the group forms; the port is free
+            and is the group's alone.
+        timeout_seconds: how long to wait for the others.
+    """
+
+    rank: int
+    world_size: int
+    address: str
+    timeout_seconds: float = 60.0
 
 
 class Collectives(Protocol):

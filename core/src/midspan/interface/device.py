@@ -11,7 +11,7 @@ from typing import Protocol
 
 from midspan.interface.cache import Cache, CacheLayout
 from midspan.interface.capabilities import Capabilities
-from midspan.interface.collectives import Collectives
+from midspan.interface.collectives import Collectives, DeviceGroup
 from midspan.interface.graph import Graph
 from midspan.interface.program import Program
 from midspan.interface.weights import WeightSource
@@ -81,10 +81,13 @@ class Device(Protocol):
 
     info: DeviceInfo
     capabilities: Capabilities
-    collectives: Collectives | None
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> Program:
         """Turn a graph into a program, with its weights on the device.
+
+        The core has checked the graph against the rules of ``interface.graph``. It is a whole
+        model, or a part of one: conformance compiles graphs of one node, whose inputs are
+        not a batch's and which are evaluated and never run.
 
         Raises:
             UnsupportedOperation: a node that nothing here can execute.
@@ -101,6 +104,13 @@ class Device(Protocol):
         """
         ...
 
+    def block_bytes(self, layout: CacheLayout) -> tuple[int, ...]:
+        """Bytes of one block of each group as this device lays it out, its own padding included.
+
+        ``interface.cache.block_bytes`` counts a block without padding.
+        """
+        ...
+
     def memory(self) -> MemoryReport:
         """Memory now."""
         ...
@@ -111,4 +121,19 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Release all; programs and caches of this device are invalid afterwards."""
+        ...
+
+
+class GroupDevice(Device, Protocol):
+    """A device whose ``Capabilities.max_world_size`` is above 1."""
+
+    def join(self, group: DeviceGroup) -> Collectives:
+        """Form a group with other devices, each opened in a process or thread of its own.
+
+        Programs that are compiled afterwards communicate in this group.
+
+        Raises:
+            SettingsError: the group is larger than ``max_world_size``.
+            DeviceLost: the others did not come in time.
+        """
         ...

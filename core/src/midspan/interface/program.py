@@ -6,13 +6,14 @@ requests, blocks' owners or text.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midspan.interface.batch import Batch
+from midspan.interface.batch import Batch, SamplingBatch
 from midspan.interface.cache import Cache
 from midspan.interface.kernel import Placement
 
@@ -44,11 +45,13 @@ class StepResult:
         invalid: bool [S], rows whose logits were not numbers or that had no token left to
             choose; their token id means nothing and only their request fails. None
             means that all rows are good.
+        device_seconds: how long the step took on the device, where the device knows it.
     """
 
     token_ids: NDArray[np.int32]
     logprobs: Logprobs | None = None
     invalid: NDArray[np.bool_] | None = None
+    device_seconds: float | None = None
 
 
 class StepOutput(Protocol):
@@ -74,6 +77,24 @@ class Program(Protocol):
         Raises:
             DeviceLost: the device is gone; nothing on it can be used any more.
             OutOfDeviceMemory: this step did not fit; a smaller one may.
+        """
+        ...
+
+    def evaluate(
+        self, inputs: Mapping[str, NDArray[Any] | SamplingBatch], cache: Cache | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        """Run the graph once on any values, and bring its outputs to the host.
+
+        For graphs that do not end in sampling, one node of a kind among them, which is how
+        the conformance suite holds a device's operations against their definitions.
+
+        Args:
+            inputs: graph input -> host array, or the sampling record. An ``"activation"``
+                comes as float32 and is rounded to the program's type.
+            cache: of the same device; needed when the graph has attention.
+
+        Returns:
+            The graph's outputs in order; activations widened to float32.
         """
         ...
 

@@ -13,16 +13,15 @@ from weakref import WeakSet
 import torch
 
 from midspan.errors import OutOfDeviceMemory, SettingsError
-from midspan.graph.validation import validate
 from midspan.interface import (
     Bounds,
     CacheLayout,
     Capabilities,
-    Collectives,
     DeviceInfo,
     Graph,
     MemoryReport,
     WeightSource,
+    block_bytes,
 )
 from midspan.runtimes.torch.cache import TorchCache
 from midspan.runtimes.torch.element_types import torch_type
@@ -41,8 +40,6 @@ class CpuDevice:
         info: from the probe.
         threads: threads that compute together.
     """
-
-    collectives: Collectives | None = None
 
     def __init__(self, info: DeviceInfo, options: CpuOptions) -> None:
         self.info = info
@@ -63,7 +60,6 @@ class CpuDevice:
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> TorchProgram:
         """Turn a graph into a program, see ``Device``."""
-        validate(graph)
         self._check("dtype", bounds.dtype, self.capabilities.dtypes)
         self._check("cache_dtype", bounds.cache_dtype, self.capabilities.cache_dtypes)
         program = self._runtime.compile(graph, weights, bounds)
@@ -73,11 +69,7 @@ class CpuDevice:
     def allocate_cache(self, layout: CacheLayout, blocks: tuple[int, ...]) -> TorchCache:
         """Allocate blocks; pages are taken from the system when they are first written to."""
         self._check("cache_dtype", layout.dtype, self.capabilities.cache_dtypes)
-        element = torch_type(layout.dtype).itemsize
-        wanted = sum(
-            group.values_per_token() * layout.block_size * count * element
-            for group, count in zip(layout.groups, blocks, strict=True)
-        )
+        wanted = sum(count * size for count, size in zip(blocks, self.block_bytes(layout), strict=True))
         total = memory_state().total
         if wanted > total:
             raise OutOfDeviceMemory(
@@ -87,6 +79,11 @@ class CpuDevice:
         cache = self._runtime.allocate_cache(layout, blocks)
         self._caches.add(cache)
         return cache
+
+    def block_bytes(self, layout: CacheLayout) -> tuple[int, ...]:
+        """Bytes of a block of each group, without padding."""
+        element = torch_type(layout.dtype).itemsize
+        return tuple(block_bytes(group, layout.block_size, element) for group in layout.groups)
 
     def memory(self) -> MemoryReport:
         """The host's memory, cut to this process's limits; used: open programs and caches, touched or not."""

@@ -1,34 +1,36 @@
 """The reference device: numpy on the host, always there, right before fast.
 
 Everything it computes is a definition, so it is what other devices are held
-against, and what the core's own tests run on. Knows no vendor library.
+against, and what the core's own tests run on. A new device starts from the same
+class: with its own capabilities, arrays and cache, and with as many kernels as it has
+by now; the definitions serve the rest. Knows no vendor library.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Union
 
 import numpy as np
 
 from midspan.errors import OutOfDeviceMemory, SettingsError
-from midspan.graph.validation import validate
-from midspan.interface.cache import CacheLayout
+from midspan.interface.cache import Cache, CacheLayout, block_bytes
 from midspan.interface.capabilities import Capabilities
-from midspan.interface.collectives import Collectives
 from midspan.interface.device import Bounds, DeviceInfo, MemoryReport
 from midspan.interface.graph import Graph
+from midspan.interface.kernel import Kernel, Placement
 from midspan.interface.plugin import DevicePlugin, Found, Unavailable
 from midspan.interface.version import INTERFACE_VERSION
-from midspan.interface.weights import WeightSource
-from midspan.runtimes.placement import choose_kernels
+from midspan.interface.weights import PackedTensor, WeightSource
+from midspan.runtimes.placement import Choice, choose_kernels
+from midspan.runtimes.reference.array_library import HOST_ARRAYS, ArrayLibrary
 from midspan.runtimes.reference.cache import ReferenceCache
-from midspan.runtimes.reference.element_types import ELEMENT_TYPES
+from midspan.runtimes.reference.element_types import ELEMENT_TYPES, element_type
 from midspan.runtimes.reference.kernels import KERNELS
-from midspan.runtimes.reference.program import ReferenceProgram
+from midspan.runtimes.reference.program import ReferenceProgram, working_bytes
 
 NAME = "reference"
 
@@ -43,48 +45,86 @@ CAPABILITIES = Capabilities(
 
 
 class ReferenceDevice:
-    """Numpy on the host; see ``interface.device.Device``."""
+    """Implements ``interface.device.Device`` with the definitions, and with kernels that the caller brings.
 
-    capabilities: Capabilities = CAPABILITIES
-    collectives: Collectives | None = None
+    Args:
+        info: from the probe.
+        capabilities: claims. Where ``shares_host_memory`` is set, memory is the host's;
+            elsewhere it is ``info.memory_bytes`` less what was taken through this device.
+        kernels: the device's own. ``prepare`` gets the site with weights on the host; the
+            function that it returns takes and returns the device's arrays. Nodes that
+            none of them serves fall back to the definitions.
+        arrays: how arrays cross between host and device.
+        make_cache: the device's own cache, made of a layout and block counts; nodes that
+            the definition of attention serves read and write it in the canonical layout.
+    """
 
-    def __init__(self, info: DeviceInfo) -> None:
+    def __init__(
+        self,
+        info: DeviceInfo,
+        *,
+        capabilities: Capabilities = CAPABILITIES,
+        kernels: Sequence[Kernel] = (),
+        arrays: ArrayLibrary = HOST_ARRAYS,
+        make_cache: Callable[[CacheLayout, tuple[int, ...]], Cache] = ReferenceCache,
+    ) -> None:
         self.info = info
+        self.capabilities = capabilities
+        self._kernels = tuple(kernels)
+        self._arrays = arrays
+        self._make_cache = make_cache
         self._programs: list[ReferenceProgram] = []
-        self._caches: list[ReferenceCache] = []
+        self._caches: list[Cache] = []
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> ReferenceProgram:
-        """Validate the graph, load its weights and prepare each node."""
-        validate(graph)
-        _check_bounds(bounds)
+        """Load the graph's weights and prepare each node."""
+        self._check_claims(
+            dtype=(bounds.dtype, self.capabilities.dtypes),
+            cache_dtype=(bounds.cache_dtype, self.capabilities.cache_dtypes),
+            block_size=(bounds.block_size, self.capabilities.block_sizes),
+        )
         tensors = {name: weights.load(weight) for name, weight in graph.weights.items()}
-        placement, chosen = choose_kernels(graph, KERNELS, (), tensors, bounds, self.info.id)
+        placement, chosen = self._place(graph, tensors, bounds)
         weights_bytes = sum(tensor.nbytes() for tensor in tensors.values())
-        program = ReferenceProgram(graph, placement, chosen, weights_bytes, bounds)
+        self._require_room(weights_bytes + working_bytes(graph, bounds), "A program")
+        program = ReferenceProgram(
+            graph,
+            placement,
+            chosen,
+            own=self._kernels,
+            arrays=self._arrays,
+            foreign_cache=self._make_cache is not ReferenceCache,
+            weights_bytes=weights_bytes,
+            bounds=bounds,
+        )
         self._programs.append(program)
         return program
 
-    def allocate_cache(self, layout: CacheLayout, blocks: tuple[int, ...]) -> ReferenceCache:
-        """Allocate arrays of zero pages."""
-        element = ELEMENT_TYPES[layout.dtype].itemsize if layout.dtype in ELEMENT_TYPES else 4
-        wanted = sum(
-            group.values_per_token() * layout.block_size * count * element
-            for group, count in zip(layout.groups, blocks, strict=True)
+    def allocate_cache(self, layout: CacheLayout, blocks: tuple[int, ...]) -> Cache:
+        """Allocate blocks; the reference's own are arrays of zero pages."""
+        self._check_claims(
+            cache_dtype=(layout.dtype, self.capabilities.cache_dtypes),
+            block_size=(layout.block_size, self.capabilities.block_sizes),
         )
-        total = self.memory().total_bytes
-        if wanted > total:
-            raise OutOfDeviceMemory(
-                f"A cache of {wanted} bytes does not fit into {total} bytes of memory.", remedy="Take fewer blocks."
-            )
-        cache = ReferenceCache(layout, blocks)
+        wanted = sum(count * size for count, size in zip(blocks, self.block_bytes(layout), strict=True))
+        self._require_room(wanted, "A cache")
+        cache = self._make_cache(layout, blocks)
         self._caches.append(cache)
         return cache
 
+    def block_bytes(self, layout: CacheLayout) -> tuple[int, ...]:
+        """Bytes of a block of each group, without padding."""
+        element = element_type(layout.dtype).itemsize
+        return tuple(block_bytes(group, layout.block_size, element) for group in layout.groups)
+
     def memory(self) -> MemoryReport:
-        """The host's memory; used: programs and caches that are open."""
-        total, free = _host_memory()
+        """Memory of the host or of the device; used: programs and caches that are open."""
         used = sum(program.memory_bytes() for program in self._programs)
         used += sum(cache.memory_bytes() for cache in self._caches)
+        if self.capabilities.shares_host_memory:
+            total, free = _host_memory()
+        else:
+            total, free = self.info.memory_bytes, max(self.info.memory_bytes - used, 0)
         return MemoryReport(total_bytes=total, free_bytes=free, used_bytes=used)
 
     def synchronize(self) -> None:
@@ -98,14 +138,27 @@ class ReferenceDevice:
             cache.close()
         self._programs, self._caches = [], []
 
+    def _place(
+        self, graph: Graph, tensors: Mapping[str, PackedTensor], bounds: Bounds
+    ) -> tuple[Placement, dict[str, Choice]]:
+        return choose_kernels(graph, self._kernels, KERNELS, tensors, bounds, self.info.id)
 
-def _check_bounds(bounds: Bounds) -> None:
-    for name, value, claimed in (
-        ("dtype", bounds.dtype, CAPABILITIES.dtypes),
-        ("cache_dtype", bounds.cache_dtype, CAPABILITIES.cache_dtypes),
-    ):
-        if value not in claimed:
-            raise SettingsError(f"The reference device has no {name} '{value}'.", remedy=f"Take {', '.join(claimed)}.")
+    def _require_room(self, wanted: int, what: str) -> None:
+        memory = self.memory()
+        room = memory.total_bytes if self.capabilities.shares_host_memory else memory.free_bytes
+        if wanted > room:
+            raise OutOfDeviceMemory(
+                f"{what} of {wanted} bytes does not fit into the {room} bytes that device '{self.info.id}' has.",
+                remedy="Take a smaller model, fewer tokens per step, or fewer cache blocks.",
+            )
+
+    def _check_claims(self, **asked: tuple[object, tuple[object, ...]]) -> None:
+        for name, (value, claimed) in asked.items():
+            if value not in claimed:
+                raise SettingsError(
+                    f"The device '{self.info.id}' has no {name} '{value}'.",
+                    remedy=f"Take {', '.join(str(item) for item in claimed)}.",
+                )
 
 
 def _host_memory() -> tuple[int, int]:
@@ -139,7 +192,7 @@ def _open(info: DeviceInfo, options: Mapping[str, str]) -> ReferenceDevice:
         raise SettingsError(
             f"The reference device has no option '{next(iter(options))}'.", remedy="It takes no device options."
         )
-    return ReferenceDevice(info)
+    return ReferenceDevice(info, kernels=KERNELS)
 
 
 PLUGIN = DevicePlugin(

@@ -42,7 +42,8 @@ def _prepare(site: KernelSite) -> Callable[..., Any]:
     keywords.update({role: _weight(site, role) for role in site.weights})
 
     def run(*inputs: Any) -> Any:
-        return function(*inputs, **keywords)
+        result = function(*inputs, **keywords)
+        return result[0] if isinstance(result, tuple) and len(result) == 1 else result
 
     return run
 

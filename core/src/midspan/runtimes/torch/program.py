@@ -22,7 +22,7 @@ from midspan.errors import GraphError, MidspanError, OutOfDeviceMemory
 from midspan.interface.batch import Batch, SamplingBatch
 from midspan.interface.cache import Cache, CacheLayout
 from midspan.interface.device import Bounds
-from midspan.interface.graph import Graph, Node
+from midspan.interface.graph import ACTIVATION, Graph, Node
 from midspan.interface.kernel import Kernel, KernelSite, NodePlacement, Placement
 from midspan.interface.program import StepResult
 from midspan.interface.weights import PackedTensor, WeightSource
@@ -30,7 +30,7 @@ from midspan.runtimes.placement import choose_kernels
 from midspan.runtimes.reference.sample_outputs import result_of
 from midspan.runtimes.torch.cache import TorchCache
 from midspan.runtimes.torch.code_generation import CACHE, Instruction, StepCode, generate, live_bytes
-from midspan.runtimes.torch.element_types import borrow, copy_out, torch_type
+from midspan.runtimes.torch.element_types import borrow, copy_in, copy_out, torch_type
 from midspan.runtimes.torch.portable import portable_kernels
 from midspan.runtimes.torch.preparation import Preparation
 
@@ -199,18 +199,12 @@ class TorchProgram:
                 found[name] = copy_out(values[instruction.targets[place]])
         return found
 
-    def evaluate(self, inputs: Mapping[str, Any], cache: Cache | None = None) -> dict[str, torch.Tensor]:
-        """Execute the graph on any inputs.
-
-        Args:
-            inputs: graph input -> tensor of the program's types on its device, or a sampling record.
-            cache: needed when the graph has attention.
-
-        Returns:
-            Graph output -> tensor.
-        """
-        results = self._evaluate([inputs[name] for name in self._graph.inputs], cache)
-        return dict(zip(self._graph.outputs, results, strict=True))
+    def evaluate(
+        self, inputs: Mapping[str, NDArray[Any] | SamplingBatch], cache: Cache | None = None
+    ) -> tuple[NDArray[Any], ...]:
+        """Execute the graph on any values, see ``Program``."""
+        found = self._evaluate([self._given(name, inputs[name]) for name in self._graph.inputs], cache)
+        return tuple(copy_out(tensor) if tensor.is_floating_point() else tensor.cpu().numpy() for tensor in found)
 
     def profile(self, batch: Batch, cache: Cache, *, repeat: int = 5) -> list[NodeTime]:
         """Run a batch node by node and time each.
@@ -243,6 +237,11 @@ class TorchProgram:
         self._functions = ()
         self._step = _closed
         self._preparation.clear()
+
+    def _given(self, name: str, value: Any) -> Any:
+        if isinstance(value, np.ndarray) and self._graph.values[name].dtype == ACTIVATION:
+            return copy_in(value, torch_type(self._preparation.bounds.dtype), self._preparation.device)
+        return _as_input(value, self._preparation.device)
 
     def _walk(self, batch: Batch, cache: Cache) -> Iterator[tuple[Instruction, int, dict[str, Any]]]:
         """Runs a step node by node: each instruction, its nanoseconds, and all values that are alive."""
