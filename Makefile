@@ -5,6 +5,8 @@
 #   make check   format, lint, types, layers, tests: what CI runs
 #   make format  rewrite the code in the project's format
 #   make tree    rewrite the file tree in README.md
+#   make pages   rewrite the documents that are made from docstrings
+#   make snapshot  record the device interface as it is now; refused where plugins would break
 #   make clean   remove the environment and build products
 
 PYTHON ?= python3
@@ -15,11 +17,12 @@ ARGS ?=
 MODEL ?=
 
 NATIVE := $(wildcard plugins/cpu/native/*) plugins/cpu/CMakeLists.txt
-MANIFESTS := core/pyproject.toml plugins/cpu/pyproject.toml api/pyproject.toml cli/pyproject.toml constraints.txt
-SOURCES := core/src plugins/cpu/src api/src cli/src
-CODE := $(SOURCES) tests benchmarks tools
+MANIFESTS := core/pyproject.toml plugins/cpu/pyproject.toml plugins/simulated/pyproject.toml api/pyproject.toml cli/pyproject.toml constraints.txt
+OUTSIDE := examples compatibility
+SOURCES := core/src plugins/cpu/src plugins/simulated/src api/src cli/src
+CODE := $(SOURCES) $(OUTSIDE) tests benchmarks tools
 
-.PHONY: serve test check format lint types layers pytest tree clean
+.PHONY: serve test check format lint types layers pytest tree pages snapshot clean
 
 serve: $(VENV)/.installed
 	$(BIN)/midspan serve $(MODEL) $(ARGS)
@@ -33,7 +36,7 @@ lint:
 	$(BIN)/ruff check $(CODE)
 
 types:
-	$(BIN)/mypy $(SOURCES)
+	$(BIN)/mypy $(SOURCES) $(OUTSIDE)
 
 layers:
 	$(BIN)/lint-imports
@@ -48,6 +51,12 @@ format: $(VENV)/.development
 tree: $(VENV)/.development
 	$(BIN)/python tools/file_tree.py --write
 
+pages: $(VENV)/.development
+	$(BIN)/python tools/interface_page.py --write
+
+snapshot: $(VENV)/.development
+	$(BIN)/python tools/interface_snapshot.py --write
+
 $(VENV)/bin/python:
 	@echo "==> Creating the environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
@@ -55,7 +64,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: $(VENV)/bin/python $(MANIFESTS) $(NATIVE)
 	@echo "==> Installing Midspan and the cpu plugin (the first time takes a few minutes)"
-	$(PIP) install -c constraints.txt -e core -e plugins/cpu -e api -e cli
+	$(PIP) install -c constraints.txt -e core -e plugins/cpu -e plugins/simulated -e api -e cli
 	@touch $@
 
 $(VENV)/.development: $(VENV)/.installed pyproject.toml

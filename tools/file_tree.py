@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- tree -->", "<!-- end of tree -->"
-SHOWN = ("core", "plugins", "api", "cli", "benchmarks", "tools", "docs", ".ci")
+SHOWN = ("core", "plugins", "api", "cli", "benchmarks", "compatibility", "examples", "tools", "docs", ".ci")
 TOP_FILES = ("Makefile", "pyproject.toml", "constraints.txt")
 
 OTHER_FILES = {

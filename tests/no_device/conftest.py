@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,24 @@ import pytest
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from midspan.devices.discovery import DeviceCatalogue, discover
+from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, discover, load_plugins
 from midspan.engine.llm import LLM
+from midspan.errors import GraphError
+from midspan.interface import (
+    INTERFACE_VERSION,
+    Batch,
+    Bounds,
+    Cache,
+    DeviceInfo,
+    DevicePlugin,
+    FinishedStep,
+    Found,
+    Graph,
+    Placement,
+    StepResult,
+    WeightSource,
+)
+from midspan.runtimes.reference.device import CAPABILITIES, ReferenceDevice
 
 VOCAB_SIZE = 320
 HIDDEN_SIZE = 32
@@ -130,6 +147,63 @@ def tiny_model(write_model: WriteModel) -> Path:
 def reference_only() -> DeviceCatalogue:
     """The built-in device alone, whatever is installed."""
     return discover([])
+
+
+STEP_SECONDS, TOKEN_SECONDS, CONTEXT_SECONDS = 2**-9, 2**-16, 2**-20
+"""A step of the ticking device, and each token and each token of context in it; powers of two, so sums are exact."""
+
+
+class TickingProgram:
+    """Computes nothing: token 0 for each row, and the seconds that its device would take."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+
+    def run(self, batch: Batch, cache: Cache) -> FinishedStep:
+        seconds = STEP_SECONDS + TOKEN_SECONDS * len(batch.token_ids)
+        seconds += CONTEXT_SECONDS * int(batch.context_lengths.sum())
+        tokens = np.zeros(len(batch.rows_to_sample), np.int32)
+        return FinishedStep(step_result=StepResult(token_ids=tokens, device_seconds=seconds))
+
+    def evaluate(self, inputs: Any, cache: Cache | None = None) -> tuple[Any, ...]:
+        raise GraphError("The ticking device computes nothing.")
+
+    def memory_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+class TickingDevice(ReferenceDevice):
+    """A device with a clock of its own, which never asks for a weight."""
+
+    def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> Any:
+        return TickingProgram(Placement(device=self.info.id, nodes=()))
+
+
+@pytest.fixture(scope="session")
+def ticking() -> DeviceCatalogue:
+    """A catalogue whose only device is ``ticking``: a virtual clock, and no numbers."""
+    info = DeviceInfo(id="ticking", description="a clock", memory_bytes=2**30, preference=1)
+    capabilities = dataclasses.replace(CAPABILITIES, virtual_clock=True, shares_host_memory=False)
+    plugin = DevicePlugin(
+        name="ticking",
+        interface=INTERFACE_VERSION,
+        probe=lambda: Found((info,)),
+        open=lambda info, options: TickingDevice(info, capabilities=capabilities),
+    )
+    discovered = DiscoveredDevice(plugin=plugin, distribution="tests", version="1", probe=plugin.probe())
+    return DeviceCatalogue(plugins={"ticking": discovered}, failures=(), registry=load_plugins([]))
+
+
+@pytest.fixture
+def config_only(tmp_path: Path, tiny_config: Callable[..., dict[str, Any]]) -> Path:
+    """A folder with a tiny Llama's config.json and nothing else."""
+    folder = tmp_path / "config-only"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny_config(torch_dtype="bfloat16")))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -28,19 +28,19 @@ from midspan_api.server_settings import ServerSettings
 from midspan_api.serving import Serving
 
 if TYPE_CHECKING:
-    from midspan.engine.async_engine import AsyncEngine
+    from midspan.engine.serving_engine import ServingEngine
 
 CLIENT_CLOSED_REQUEST = 499
 """Status that nobody receives; it stands in the metrics."""
 
 
 def create_app(
-    engine: AsyncEngine, server_settings: ServerSettings | None = None, *, load_seconds: float = 0.0
+    engine: ServingEngine, server_settings: ServerSettings | None = None, *, load_seconds: float = 0.0
 ) -> FastAPI:
     """The application around a started engine.
 
     Args:
-        engine: who starts it also closes it.
+        engine: an ``AsyncEngine`` or a ``ReplicaSet``; who starts it also closes it.
         server_settings: None: the defaults.
         load_seconds: time that its start took, for the metrics.
 

@@ -1,8 +1,8 @@
-"""Runs one engine and its application until a signal ends them.
+"""Runs an engine, or one for each of several devices, and its application until a signal ends them.
 
-The order: take the port, start the engine, serve, and at the first SIGTERM or
+The order: take the port, start the engines, serve, and at the first SIGTERM or
 SIGINT drain; a second one ends at once. Signals are heeded from before the
-engine starts. The exit status is 0 after a wanted end and 1 when the engine died.
+engines start. The exit status is 0 after a wanted end and 1 when the last engine died.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,8 @@ from midspan_api.server_settings import ServerSettings
 from midspan_api.serving import Serving
 
 if TYPE_CHECKING:
-    from midspan.engine.async_engine import AsyncEngine
     from midspan.engine.engine_process import EngineProcess
+    from midspan.engine.serving_engine import ServingEngine
     from midspan.engine.status import ModelInfo, StartupPhase
     from midspan.settings import EngineSettings, Environment
 
@@ -50,6 +50,7 @@ class Ready:
         url: where, without a slash at its end.
         model_name: the first name under which the model is served.
         model: the engine's description of it.
+        replicas: the same of each engine, in the order of their numbers.
         has_chat_template: whether it takes conversations.
         seconds: from the call of ``run_server`` until now.
     """
@@ -57,28 +58,29 @@ class Ready:
     url: str
     model_name: str
     model: ModelInfo
+    replicas: tuple[ModelInfo, ...]
     has_chat_template: bool
     seconds: float
 
 
 def run_server(
-    engine_settings: EngineSettings,
+    engine_settings: Sequence[EngineSettings],
     server_settings: ServerSettings,
     *,
     environment: Environment,
     report: Callable[[StartupPhase], None] | None = None,
     ready: Callable[[Ready], None] | None = None,
-    process: EngineProcess | None = None,
+    processes: Sequence[EngineProcess] = (),
 ) -> int:
     """Serve until told to stop.
 
     Args:
-        engine_settings: the engine's.
+        engine_settings: one for each engine; several serve the same model on a device each.
         server_settings: the server's.
         environment: what the process environment says.
         report: gets each moment of the engine's start.
         ready: called once when requests are taken.
-        process: the engine's process, where it was started already.
+        processes: the engines' processes, where they were started already.
 
     Returns:
         The exit status for the process.
@@ -93,7 +95,7 @@ def run_server(
     listener = bind(server_settings.host, server_settings.port)
     loop = auto_loop_factory()()
     asyncio.set_event_loop(loop)
-    run = _Run(engine_settings, server_settings, environment, listener, begun, process)
+    run = _Run(engine_settings, server_settings, environment, listener, begun, processes)
     try:
         return loop.run_until_complete(run.main(report, ready))
     finally:
@@ -108,19 +110,19 @@ class _Run:
 
     def __init__(
         self,
-        engine_settings: EngineSettings,
+        engine_settings: Sequence[EngineSettings],
         server_settings: ServerSettings,
         environment: Environment,
         listener: socket.socket,
         begun: float,
-        process: EngineProcess | None,
+        processes: Sequence[EngineProcess],
     ) -> None:
         self._engine_settings = engine_settings
         self._settings = server_settings
         self._environment = environment
         self._listener = listener
         self._begun = begun
-        self._process = process
+        self._processes = processes
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
 
@@ -135,14 +137,8 @@ class _Run:
             finally:
                 await engine.close()
 
-    async def _start(self, report: Callable[[StartupPhase], None] | None) -> AsyncEngine | None:
-        from midspan.engine.async_engine import AsyncEngine
-
-        starting = asyncio.ensure_future(
-            AsyncEngine.start(
-                self._engine_settings, environment=self._environment, report=report, process=self._process
-            )
-        )
+    async def _start(self, report: Callable[[StartupPhase], None] | None) -> ServingEngine | None:
+        starting = asyncio.ensure_future(self._engines(report))
         stopped = asyncio.ensure_future(self._stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
@@ -153,7 +149,21 @@ class _Run:
             await (await starting).close()
         return None
 
-    async def _serve(self, engine: AsyncEngine, ready: Callable[[Ready], None] | None) -> int:
+    async def _engines(self, report: Callable[[StartupPhase], None] | None) -> ServingEngine:
+        if len(self._engine_settings) > 1:
+            from midspan.cluster.replica_set import ReplicaSet
+
+            return await ReplicaSet.start(
+                self._engine_settings, environment=self._environment, report=report, processes=self._processes
+            )
+        from midspan.engine.async_engine import AsyncEngine
+
+        process = self._processes[0] if self._processes else None
+        return await AsyncEngine.start(
+            self._engine_settings[0], environment=self._environment, report=report, process=process
+        )
+
+    async def _serve(self, engine: ServingEngine, ready: Callable[[Ready], None] | None) -> int:
         app = create_app(engine, self._settings, load_seconds=time.monotonic() - self._begun)
         serving: Serving = app.state.serving
         server = _Server(self._uvicorn_config(app))
@@ -195,6 +205,7 @@ class _Run:
             + self._settings.root_path,
             model_name=serving.model_names[0],
             model=serving.engine.model,
+            replicas=tuple(replica.model for replica in serving.engine.replicas),
             has_chat_template=bool(self._settings.chat_template or serving.engine.tokenizer.chat_template),
             seconds=time.monotonic() - self._begun,
         )
@@ -255,6 +266,6 @@ class _Server(uvicorn.Server):
         self.force_exit = at_once
 
 
-async def _death(engine: AsyncEngine) -> None:
+async def _death(engine: ServingEngine) -> None:
     while engine.is_alive():
         await asyncio.sleep(ALIVE_CHECK_SECONDS)

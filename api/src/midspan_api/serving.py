@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from midspan.decoding.sampling_params import SamplingParams
 from midspan.errors import ContextLengthExceeded, EngineDead, InvalidRequest, ModelNotFound, QueueFull
 from midspan.observation.logging import current_request_id, log_fields
-from midspan.observation.metrics import ServerMetrics
+from midspan.observation.metrics import ObservedEngine, ServerMetrics
 from midspan_api.live_request import LiveRequest
 from midspan_api.model_naming import served_names
 from midspan_api.prompt_preparation import PromptPreparation
@@ -28,7 +28,7 @@ from midspan_api.protocol.error_body import ServerDraining
 from midspan_api.server_settings import ServerSettings
 
 if TYPE_CHECKING:
-    from midspan.engine.async_engine import AsyncEngine
+    from midspan.engine.serving_engine import ServingEngine
 
 LOGGER = logging.getLogger("midspan.api")
 
@@ -40,12 +40,12 @@ class Serving:
     """One model behind one address.
 
     Args:
-        engine: a started engine.
+        engine: started; one process, or several replicas.
         settings: the server's.
         load_seconds: time that the engine took to start, for the metrics.
     """
 
-    def __init__(self, engine: AsyncEngine, settings: ServerSettings, *, load_seconds: float = 0.0) -> None:
+    def __init__(self, engine: ServingEngine, settings: ServerSettings, *, load_seconds: float = 0.0) -> None:
         self.engine = engine
         self.settings = settings
         self.model_names = settings.served_model_names or served_names(engine.model.name, engine.model.path)
@@ -56,13 +56,18 @@ class Serving:
         )
         self.metrics = ServerMetrics(
             model_name=self.model_names[0],
-            statistics=engine.statistics,
-            is_alive=engine.is_alive,
-            cache_config={
-                "block_size": str(engine.model.block_size),
-                "cache_tokens": str(engine.model.cache_tokens),
-                "cache_dtype": engine.model.cache_dtype,
-            },
+            engines=[
+                ObservedEngine(
+                    statistics=replica.statistics,
+                    is_alive=replica.is_alive,
+                    cache_config={
+                        "block_size": str(replica.model.block_size),
+                        "cache_tokens": str(replica.model.cache_tokens),
+                        "cache_dtype": replica.model.cache_dtype,
+                    },
+                )
+                for replica in engine.replicas
+            ],
             load_seconds=load_seconds,
             compatible_names=settings.vllm_metric_names,
         )

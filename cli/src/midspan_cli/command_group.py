@@ -7,6 +7,7 @@ loaded for no other reason, so that they cannot slow down the rest.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -19,6 +20,7 @@ from midspan_cli.command_table import COMMANDS, CommandEntry, find
 from midspan_cli.flag_records import with_records
 
 OPTIONS = "Options"
+NAMED_NUMBER = re.compile(r"\w+:[\d.]+")
 
 
 class CommandGroup(TyperGroup):
@@ -57,8 +59,28 @@ class CommandGroup(TyperGroup):
 class PlainHelp(TyperCommand):
     """A command whose help is plain text, its flags under headings.
 
-    Names of flags are never cut, however narrow the terminal is.
+    Names of flags are never cut, however narrow the terminal is. A flag whose metavar ends in ``...`` takes
+    several ``NAME:NUMBER`` words at once.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse, with the flag repeated before each further word that it takes."""
+        flags = {
+            name for option in self.get_params(ctx) if str(option.metavar or "").endswith("...") for name in option.opts
+        }
+        words: list[str] = []
+        current: str | None = None
+        for previous, word in zip(["", *args], args, strict=False):
+            if word in flags:
+                current = word
+            elif current is not None and previous != current:
+                if NAMED_NUMBER.fullmatch(word):
+                    words.append(current)
+                else:
+                    current = None
+            words.append(word)
+        parsed: list[str] = super().parse_args(ctx, words)
+        return parsed
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then the flags of each heading."""
@@ -101,7 +123,9 @@ def plugin_commands() -> dict[str, Any]:
     for implementation in load_plugins().manager.hook.midspan_commands.get_hookimpls():
         try:
             implementation.function(app)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             typer.secho(
                 f"The plugin '{implementation.plugin_name}' failed to add its commands: {error!r}",
                 fg="yellow",

@@ -1,13 +1,30 @@
-"""Devices and plugins as plain data, for people and for programs."""
+"""Devices and plugins as plain data, for people and for programs.
+
+Nothing is opened for a listing: it shows what entry points and probes said.
+"""
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice
+    from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, InstalledPlugin, PluginFailure
 
 GIBIBYTE = 2**30
+
+OK = "ok"
+UNAVAILABLE = "unavailable"
+FAILED = "failed"
+
+
+def look_around() -> DeviceCatalogue:
+    """All that is installed. What plugins print meanwhile goes to standard error, not among the results."""
+    from midspan.devices.discovery import discover
+
+    with redirect_stdout(sys.stderr):
+        return discover()
 
 
 def devices(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
@@ -27,27 +44,18 @@ def devices(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
 
 def absent(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
     """Every kind of device that is not here, with the reason and the remedy."""
+    from midspan.devices.discovery import ProbeFailed
     from midspan.interface.plugin import Unavailable
 
     result = []
     for name, found in catalogue.plugins.items():
         if isinstance(found.probe, Unavailable):
-            result.append({"name": name, "reason": found.probe.reason, "remedy": found.probe.remedy})
-        elif not found.devices():
-            result.append(
-                {
-                    "name": name,
-                    "reason": f"its probe failed: {_probe_error(found)}",
-                    "remedy": f"Reinstall it: pip install --force-reinstall {found.distribution}",
-                }
-            )
+            result.append(_reason(name, found, found.probe.reason, found.probe.remedy))
+        elif isinstance(found.probe, ProbeFailed):
+            result.append(_reason(name, found, f"its probe failed: {_text(found.probe.error)}", _remedy(found)))
     for failure in catalogue.failures:
         result.append(
-            {
-                "name": failure.name,
-                "reason": f"its plugin failed to load: {failure.error}",
-                "remedy": "'midspan plugins' shows the traceback.",
-            }
+            _reason(failure.name, failure, f"its plugin cannot be used: {_text(failure.error)}", failure.remedy())
         )
     return result
 
@@ -55,45 +63,15 @@ def absent(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
 def plugins(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
     """Every installed plugin: device kinds, further packages, and those that failed."""
     result = [_device_plugin(found) for found in catalogue.plugins.values()]
-    known = {found.distribution for found in catalogue.plugins.values()}
-    for package in catalogue.registry.installed:
-        if package.distribution not in known:
-            result.append(
-                {"name": package.name, "distribution": package.distribution, "version": package.version, "status": "ok"}
-            )
-    for failure in catalogue.failures:
-        result.append(
-            {
-                "name": failure.name,
-                "distribution": failure.distribution,
-                "version": failure.version,
-                "status": "failed",
-                "error": f"{type(failure.error).__name__}: {failure.error}",
-                "traceback": failure.trace,
-            }
-        )
-    return result
+    shown = {found.entry_point for found in catalogue.plugins.values()}
+    shown |= {failure.entry_point for failure in catalogue.failures}
+    result += [_package(owner) for owner in catalogue.registry.installed if owner.name not in shown]
+    return result + [_failed_plugin(failure) for failure in catalogue.failures]
 
 
-def _device_plugin(found: DiscoveredDevice) -> dict[str, Any]:
-    trace = getattr(found.probe, "trace", None)
-    result = {
-        "name": found.plugin.name,
-        "distribution": found.distribution,
-        "version": found.version,
-        "interface": ".".join(str(part) for part in found.plugin.interface),
-        "description": found.plugin.description,
-        "status": "ok" if trace is None else "failed",
-    }
-    if trace is not None:
-        result |= {"error": _probe_error(found), "traceback": trace}
-    return result
-
-
-def _probe_error(found: DiscoveredDevice) -> str:
-    from midspan.devices.discovery import ProbeFailed
-
-    return repr(found.probe.error) if isinstance(found.probe, ProbeFailed) else "it found nothing"
+def warnings(catalogue: DeviceCatalogue) -> list[str]:
+    """What works and should be better, for people."""
+    return [text for found in catalogue.plugins.values() for text in found.warnings()]
 
 
 def readable(count: int) -> str:
@@ -102,3 +80,84 @@ def readable(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 2**10:.1f} KiB"
+
+
+def _reason(name: str, owner: DiscoveredDevice | PluginFailure, reason: str, remedy: str) -> dict[str, Any]:
+    return {"name": name, "plugin": owner.distribution, "reason": reason, "remedy": remedy}
+
+
+def _device_plugin(found: DiscoveredDevice) -> dict[str, Any]:
+    from midspan.devices.discovery import ProbeFailed
+    from midspan.interface.plugin import Unavailable
+
+    result = {
+        "name": found.plugin.name,
+        "entry_point": found.entry_point or None,
+        "distribution": found.distribution,
+        "version": found.version,
+        "interface": ".".join(str(part) for part in found.plugin.interface),
+        "description": found.plugin.description,
+        "import_seconds": round(found.import_seconds, 4),
+        "probe_seconds": round(found.probe_seconds, 4),
+        "devices": [info.id for info in found.devices()],
+        "warnings": list(found.warnings()),
+        "status": OK,
+    }
+    if isinstance(found.probe, Unavailable):
+        result |= {"status": UNAVAILABLE, "reason": found.probe.reason, "remedy": found.probe.remedy}
+    elif isinstance(found.probe, ProbeFailed):
+        error = f"its probe failed: {_text(found.probe.error)}"
+        result |= {"status": FAILED, "error": error, "remedy": _remedy(found), "traceback": found.probe.trace}
+    return result
+
+
+def _package(owner: InstalledPlugin) -> dict[str, Any]:
+    return {
+        "name": owner.name,
+        "entry_point": owner.name,
+        "distribution": owner.distribution,
+        "version": owner.version,
+        "interface": None,
+        "description": f"implements {', '.join(owner.hooks)}",
+        "import_seconds": round(owner.import_seconds, 4),
+        "probe_seconds": None,
+        "devices": [],
+        "warnings": [],
+        "status": OK,
+    }
+
+
+def _failed_plugin(failure: PluginFailure) -> dict[str, Any]:
+    return {
+        "name": failure.name,
+        "entry_point": failure.entry_point,
+        "distribution": failure.distribution,
+        "version": failure.version,
+        "interface": failure.interface,
+        "description": "",
+        "import_seconds": round(failure.import_seconds, 4),
+        "probe_seconds": None,
+        "devices": [],
+        "warnings": [],
+        "status": FAILED,
+        "error": _text(failure.error),
+        "remedy": failure.remedy(),
+        "traceback": failure.trace,
+    }
+
+
+def _text(error: BaseException) -> str:
+    """What happened, without what to do about it."""
+    from midspan.devices.contract import error_text
+    from midspan.errors import MidspanError
+
+    return error.message if isinstance(error, MidspanError) else error_text(error)
+
+
+def _remedy(found: DiscoveredDevice) -> str:
+    from midspan.devices.discovery import ProbeFailed
+    from midspan.errors import MidspanError
+
+    if isinstance(found.probe, ProbeFailed) and isinstance(found.probe.error, MidspanError):
+        return found.probe.error.remedy
+    return f"Upgrade or reinstall it: pip install --upgrade {found.distribution}"

@@ -42,6 +42,10 @@ class EngineFlags:
         str | None, typer.Option(help="Folder or file of another tokenizer.", rich_help_panel=MODEL)
     ] = None
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.", rich_help_panel=MODEL)] = None
+    load_format: Annotated[
+        str,
+        typer.Option(help="auto, or dummy: random weights, for which config.json is enough.", rich_help_panel=MODEL),
+    ] = EngineSettings.load_format
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)] = (
         EngineSettings.dtype
     )
@@ -58,14 +62,27 @@ class EngineFlags:
         EngineSettings.seed
     )
     device: Annotated[
-        str, typer.Option(help="auto, a name, or name:index; see 'midspan devices'.", rich_help_panel=DEVICE)
-    ] = EngineSettings.device
+        list[str],
+        typer.Option(
+            help="auto, a name, or name:index; see 'midspan devices'. Several make serve run an engine on each.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = field(default_factory=lambda: [EngineSettings.device])
     device_option: Annotated[
-        list[str], typer.Option(metavar="KEY=VALUE", help="An option of the device's own.", rich_help_panel=DEVICE)
+        list[str],
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the device's own; DEVICE/KEY=VALUE where several were named.",
+            rich_help_panel=DEVICE,
+        ),
     ] = field(default_factory=list)
     kernel: Annotated[
         list[str],
-        typer.Option(metavar="OPERATION=KERNEL", help="Serve an operation with this kernel.", rich_help_panel=DEVICE),
+        typer.Option(
+            metavar="OPERATION=KERNEL",
+            help="Serve an operation with this kernel; DEVICE/OPERATION=KERNEL where several devices were named.",
+            rich_help_panel=DEVICE,
+        ),
     ] = field(default_factory=list)
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse portable fallback kernels.", rich_help_panel=DEVICE)
@@ -99,13 +116,19 @@ class EngineFlags:
             rich_help_panel=CACHE,
         ),
     ] = True
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences in one step.", rich_help_panel=SCHEDULER)] = (
-        EngineSettings.max_num_seqs
-    )
+    max_num_seqs: Annotated[
+        int | None,
+        typer.Option(help="Sequences in one step. Default: 256, or what the device takes.", rich_help_panel=SCHEDULER),
+    ] = None
     max_num_batched_tokens: Annotated[
-        int,
-        typer.Option(parser=human_integer, metavar="TOKENS", help="Tokens in one step.", rich_help_panel=SCHEDULER),
-    ] = EngineSettings.max_num_batched_tokens
+        int | None,
+        typer.Option(
+            parser=human_integer,
+            metavar="TOKENS",
+            help="Tokens in one step. Default: 2048, or what the device takes.",
+            rich_help_panel=SCHEDULER,
+        ),
+    ] = None
     scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority.", rich_help_panel=SCHEDULER)] = (
         EngineSettings.scheduling_policy
     )
@@ -113,20 +136,46 @@ class EngineFlags:
         int, typer.Option(help="Waiting requests before new ones are refused; 0: no limit.", rich_help_panel=SCHEDULER)
     ] = EngineSettings.max_queued_requests or 0
 
+    step_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="Silence of a busy engine process before it is taken for stuck and replaced; 0: never.",
+            rich_help_panel=SCHEDULER,
+        ),
+    ] = EngineSettings.step_timeout or 0.0
+
     def settings(self, model: str, *, served_model_name: Sequence[str] = ()) -> EngineSettings:
         """The engine's settings for a model.
 
         Raises:
+            SettingsError: a value cannot work, or several devices were named.
+        """
+        if len(self.device) > 1:
+            raise SettingsError(
+                f"This command runs on one device; {', '.join(self.device)} were named.",
+                remedy="Name one; 'midspan serve' takes several.",
+            )
+        return self.replica_settings(model, served_model_name=served_model_name)[0]
+
+    def replica_settings(self, model: str, *, served_model_name: Sequence[str] = ()) -> list[EngineSettings]:
+        """Settings of one engine for each device that was named, in their order.
+
+        Raises:
             SettingsError: a value cannot work.
         """
+        return [self._settings_on(device, model, served_model_name) for device in self.device]
+
+    def _settings_on(self, device: str, model: str, served_model_name: Sequence[str]) -> EngineSettings:
         if self.max_queued_requests < 0:
             raise SettingsError(f"--max-queued-requests must be 0 or more, not {self.max_queued_requests}.")
         return EngineSettings(
             model=model,
             tokenizer=self.tokenizer,
             revision=self.revision,
-            device=self.device,
-            device_options=pairs("--device-option", self.device_option),
+            load_format=self.load_format,
+            device=device,
+            device_options=pairs("--device-option", self._meant_for(device, "--device-option", self.device_option)),
             dtype=self.dtype,
             kv_cache_dtype=self.kv_cache_dtype,
             max_model_len=self.max_model_len,
@@ -138,11 +187,27 @@ class EngineFlags:
             memory_utilization=self.memory_utilization,
             kv_cache_memory_bytes=self.kv_cache_memory_bytes,
             seed=self.seed,
-            kernels=pairs("--kernel", self.kernel),
+            kernels=pairs("--kernel", self._meant_for(device, "--kernel", self.kernel)),
             strict=self.strict,
             max_queued_requests=self.max_queued_requests or None,
+            step_timeout=self.step_timeout or None,
             served_model_name=tuple(served_model_name),
         )
+
+    def _meant_for(self, device: str, flag: str, values: Sequence[str]) -> list[str]:
+        """Those for every device, and those that name this one before a slash, without it."""
+        chosen = []
+        for text in values:
+            name, slash, rest = text.partition("/")
+            if not slash or "=" in name:
+                chosen.append(text)
+            elif name not in self.device:
+                raise SettingsError(
+                    f"{flag} {text!r} is for a device {name!r}, but the devices are {', '.join(self.device)}."
+                )
+            elif name == device:
+                chosen.append(rest)
+        return chosen
 
 
 def pairs(flag: str, values: Sequence[str]) -> dict[str, str]:

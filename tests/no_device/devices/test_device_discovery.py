@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,43 +17,13 @@ from midspan.interface import DevicePlugin, Found, Unavailable
 from midspan.interface.version import INTERFACE_VERSION
 
 Install = Callable[..., None]
-
-DEVICE = """
-from midspan.interface import DeviceInfo, DevicePlugin, Found, Unavailable, hookimpl
-
-def probe():
-    {probe}
-
-def info(id, preference=10):
-    return DeviceInfo(id=id, description="a box", memory_bytes=1, preference=preference)
-
-@hookimpl
-def midspan_devices():
-    return [DevicePlugin(name={name!r}, interface={interface!r}, probe=probe, open=lambda info, options: None)]
-"""
-
-
-def device(
-    name: str = "box", probe: str = "return Found((info('box'),))", interface: tuple[int, int] = INTERFACE_VERSION
-) -> str:
-    return DEVICE.format(name=name, probe=probe, interface=interface)
+Source = Callable[..., str]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install a package of one module with one entry point."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def add(distribution: str, source: str, *, version: str = "1.0", entry: str | None = None) -> None:
-        module = distribution.replace("-", "_") + "_module"
-        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
-        folder = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
-        folder.mkdir()
-        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
-        (folder / "entry_points.txt").write_text(f"[midspan.plugins]\n{entry or distribution} = {module}\n")
-        monkeypatch.delitem(sys.modules, module, raising=False)
-
-    return add
+def device(device_source: Source) -> Source:
+    """Source of a package with one device: ``device(name, probe, interface)``."""
+    return device_source
 
 
 def found_failure(catalogue: DeviceCatalogue, name: str) -> str:
@@ -68,14 +37,16 @@ def test_the_built_in_device_is_always_there() -> None:
     assert select_device(catalogue, "reference").info.id == "reference"
 
 
-def test_an_installed_package_brings_its_device(install: Install) -> None:
+def test_an_installed_package_brings_its_device(install: Install, device: Source) -> None:
     install("midspan-box", device(), version="2.5")
     discovered = discover().plugins["box"]
     assert (discovered.distribution, discovered.version) == ("midspan-box", "2.5")
     assert [info.id for info in discovered.devices()] == ["box"]
 
 
-def test_a_package_that_cannot_be_imported_is_listed_with_its_traceback_and_hurts_nobody(install: Install) -> None:
+def test_a_package_that_cannot_be_imported_is_listed_with_its_traceback_and_hurts_nobody(
+    install: Install, device: Source
+) -> None:
     install("midspan-broken", "import a_module_that_nobody_has", version="3.1", entry="broken")
     install("midspan-box", device())
     catalogue = discover()
@@ -88,7 +59,7 @@ def test_a_package_that_cannot_be_imported_is_listed_with_its_traceback_and_hurt
     assert select_device(catalogue, "auto").info.id == "box"
 
 
-def test_asking_for_a_broken_plugin_by_name_is_an_error_with_its_cause(install: Install) -> None:
+def test_asking_for_a_broken_plugin_by_name_is_an_error_with_its_cause(install: Install, device: Source) -> None:
     install("midspan-broken", "1 / 0", entry="broken")
     with pytest.raises(PluginError, match=r"broken.*midspan-broken 1\.0.*ZeroDivisionError") as caught:
         select_device(discover(), "broken")
@@ -96,7 +67,9 @@ def test_asking_for_a_broken_plugin_by_name_is_an_error_with_its_cause(install: 
     assert "pip install" in caught.value.remedy
 
 
-def test_a_plugin_of_a_newer_interface_is_refused_and_says_to_upgrade_the_core(install: Install) -> None:
+def test_a_plugin_of_a_newer_interface_is_refused_and_says_to_upgrade_the_core(
+    install: Install, device: Source
+) -> None:
     newer = (INTERFACE_VERSION[0], INTERFACE_VERSION[1] + 1)
     install("midspan-box", device(interface=newer))
     catalogue = discover()
@@ -135,7 +108,7 @@ def stated(interface: tuple[int, int]) -> DevicePlugin:
     )
 
 
-def test_a_probe_that_raises_is_recorded_and_fatal_only_when_asked_for(install: Install) -> None:
+def test_a_probe_that_raises_is_recorded_and_fatal_only_when_asked_for(install: Install, device: Source) -> None:
     install("midspan-box", device(probe="raise OSError('the driver hangs')"))
     catalogue = discover()
     probe = catalogue.plugins["box"].probe
@@ -147,12 +120,12 @@ def test_a_probe_that_raises_is_recorded_and_fatal_only_when_asked_for(install: 
 
 
 @pytest.mark.parametrize("answer", ["return None", "return Found(())", "return [info('box')]"])
-def test_a_probe_that_breaks_the_contract_is_recorded(install: Install, answer: str) -> None:
+def test_a_probe_that_breaks_the_contract_is_recorded(install: Install, device: Source, answer: str) -> None:
     install("midspan-box", device(probe=answer))
     assert isinstance(discover().plugins["box"].probe, ProbeFailed)
 
 
-def test_a_probe_is_asked_once(install: Install, tmp_path: Path) -> None:
+def test_a_probe_is_asked_once(install: Install, device: Source, tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     note = f"with open({str(asked)!r}, 'a') as file: file.write('x')"
     install("midspan-box", device(probe=f"{note}\n    return Found((info('box'),))"))
@@ -163,7 +136,7 @@ def test_a_probe_is_asked_once(install: Install, tmp_path: Path) -> None:
     assert asked.read_text() == "x"
 
 
-def test_of_two_devices_of_one_name_the_second_is_refused_naming_both(install: Install) -> None:
+def test_of_two_devices_of_one_name_the_second_is_refused_naming_both(install: Install, device: Source) -> None:
     install("midspan-box", device())
     install("other-box", device())
     catalogue = discover()
@@ -172,7 +145,7 @@ def test_of_two_devices_of_one_name_the_second_is_refused_naming_both(install: I
     assert "midspan-box" in found_failure(catalogue, "box")
 
 
-def test_nobody_takes_the_name_of_the_built_in_device(install: Install) -> None:
+def test_nobody_takes_the_name_of_the_built_in_device(install: Install, device: Source) -> None:
     install("midspan-box", device(name="reference"))
     catalogue = discover()
     assert catalogue.plugins["reference"].distribution == "midspan"
@@ -191,7 +164,7 @@ def test_a_hook_that_the_core_does_not_know_is_refused(install: Install) -> None
     assert [plugin.name for plugin in catalogue.registry.installed if plugin.name == "midspan-box"] == []
 
 
-def test_auto_takes_the_highest_preference_and_says_over_what(install: Install) -> None:
+def test_auto_takes_the_highest_preference_and_says_over_what(install: Install, device: Source) -> None:
     install("midspan-slow", device("slow", "return Found((info('slow', 5),))"))
     install("midspan-fast", device("fast", "return Found((info('fast:0', 90), info('fast:1', 80)))"))
     install("midspan-gone", device("gone", "return Unavailable('no box is plugged in.', 'Plug it in.')"))
@@ -201,7 +174,7 @@ def test_auto_takes_the_highest_preference_and_says_over_what(install: Install) 
         assert word in selected.explanation
 
 
-def test_a_device_is_asked_for_by_name_or_name_and_index(install: Install) -> None:
+def test_a_device_is_asked_for_by_name_or_name_and_index(install: Install, device: Source) -> None:
     install("midspan-fast", device("fast", "return Found((info('fast:0'), info('fast:1')))"))
     catalogue = discover()
     assert select_device(catalogue, "fast").info.id == "fast:0"
@@ -212,7 +185,7 @@ def test_a_device_is_asked_for_by_name_or_name_and_index(install: Install) -> No
             select_device(catalogue, wrong)
 
 
-def test_an_unknown_device_lists_what_exists_and_why_the_others_do_not(install: Install) -> None:
+def test_an_unknown_device_lists_what_exists_and_why_the_others_do_not(install: Install, device: Source) -> None:
     install("midspan-gone", device("gone", "return Unavailable('no box is plugged in', 'Plug it in.')"))
     install("midspan-broken", "1 / 0", entry="broken")
     with pytest.raises(DeviceNotFound) as caught:
@@ -224,13 +197,25 @@ def test_an_unknown_device_lists_what_exists_and_why_the_others_do_not(install: 
     assert caught.value.remedy == "Plug it in."
 
 
-def test_packages_bring_architectures_and_two_of_one_name_are_an_error(install: Install) -> None:
-    hook = "from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): return {'Dream': print}"
-    install("midspan-one", hook)
+def test_packages_bring_architectures_and_of_two_with_one_name_the_first_is_taken(install: Install) -> None:
+    hook = "from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): return {'Dream': FUNCTION}"
+    install("midspan-one", hook.replace("FUNCTION", "print"))
     assert architectures(load_plugins())["Dream"] is print
-    install("midspan-two", hook)
-    with pytest.raises(PluginError, match="Dream"):
-        architectures(load_plugins())
+    install("midspan-two", hook.replace("FUNCTION", "max"))
+    assert architectures(load_plugins())["Dream"] is print
+    refused = found_failure(discover(), "midspan-two")
+    assert "'Dream' of midspan-two is already brought by midspan-one" in refused
+
+
+@pytest.mark.parametrize(
+    "body", ["1 / 0", "raise SystemExit(3)", "return None", "return {'Dream': 5}", "return {7: print}"]
+)
+def test_a_broken_architectures_hook_is_listed_and_hurts_nobody(install: Install, body: str) -> None:
+    install("midspan-bad", f"from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): {body}")
+    good = "from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): return {'Good': print}"
+    install("midspan-good", good)
+    assert architectures(load_plugins()) == {"Good": print}
+    assert "midspan-bad" in found_failure(discover(), "midspan-bad")
 
 
 def test_the_reference_probe_finds_a_device_with_memory() -> None:

@@ -80,7 +80,7 @@ class WrappedDevice:
         self._device = device
         self._run = run
         self.info = device.info
-        self.capabilities = device.capabilities
+        self.capabilities = dataclasses.replace(device.capabilities, max_world_size=1)  # it joins no group
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> Program:
         return WrappedProgram(self._device.compile(graph, weights, bounds), self._run)

@@ -13,7 +13,7 @@ from midspan.engine.cache_planning import (
     plan_cache,
 )
 from midspan.errors import CacheTooSmall
-from midspan.interface import CacheGroup, MemoryReport
+from midspan.interface import CacheGroup, MemoryReport, block_bytes
 from midspan.settings import EngineSettings
 
 GIB = 2**30
@@ -25,7 +25,11 @@ def group(name: str, window: int | None = None) -> CacheGroup:
 
 def demand(*groups: CacheGroup, seqs: int = 4, tokens: int = 32, block_size: int = 4) -> CacheDemand:
     return CacheDemand(
-        groups=groups, block_size=block_size, dtype="float32", max_num_seqs=seqs, max_num_batched_tokens=tokens
+        groups=groups,
+        block_size=block_size,
+        block_bytes=tuple(block_bytes(group, block_size, 4) for group in groups),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
     )
 
 
@@ -83,7 +87,7 @@ def test_memory_for_not_even_one_block_is_an_error() -> None:
     windows=st.lists(st.none() | st.integers(1, 300), min_size=1, max_size=3),
     seqs=st.integers(1, 300),
     tokens=st.integers(1, 3000),
-    block_size=st.sampled_from([1, 4, 16]),
+    block_size=st.sampled_from([1, 4, 7, 16, 24]),
     budget=st.integers(0, 2**26),
     limit=st.integers(1, 5000),
 )
@@ -97,7 +101,7 @@ def test_a_plan_fits_its_budget_and_serves_its_longest_request(
     except CacheTooSmall:
         assert wanted.bytes_of(wanted.blocks_for_one(1)) > budget
         return
-    sizes = wanted.bytes_per_block()
+    sizes = wanted.block_bytes
     assert plan.bytes == sum(count * size for count, size in zip(plan.blocks, sizes, strict=True)) <= budget
     for count, window in zip(plan.blocks, windows, strict=True):
         held = plan.max_model_len if window is None else min(plan.max_model_len, window + tokens)

@@ -32,7 +32,7 @@ def settings(model: Path, **changes: Any) -> EngineSettings:
 
 def serve(model: Path, folder: Path, work: Callable[[AsyncEngine], Any], **options: Any) -> Any:
     """Run an async function with an engine of its own."""
-    chosen = settings(model, device=options.pop("device", "reference"))
+    chosen = settings(model, device=options.pop("device", "reference"), **options.pop("engine", {}))
 
     async def go() -> Any:
         environment = Environment(cache_folder=folder, offline=True)
@@ -301,6 +301,35 @@ def test_when_it_may_not_be_replaced_streams_and_requests_are_told(tiny_model: P
         assert engine.live_requests() == 0
 
     serve(tiny_model, tmp_path, work, max_restarts=0)
+
+
+def test_a_process_that_falls_silent_is_replaced_and_the_stream_goes_on(tiny_model: Path, tmp_path: Path) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        expected = await join(await engine.submit("the", PARAMS[1], request_id="undisturbed"))
+        stopped: list[int] = []
+
+        def stop(joined: RequestOutput) -> None:
+            if not stopped and len(joined.outputs[0].token_ids) > 5:
+                stopped.append(engine.engine_pid())
+                os.kill(stopped[0], signal.SIGSTOP)
+
+        found = await join(await engine.submit("the", PARAMS[1], request_id="disturbed"), stop)
+        assert [choice.token_ids for choice in found.outputs] == [choice.token_ids for choice in expected.outputs]
+        assert engine.statistics().restarts == 1
+        assert engine.engine_pid() != stopped[0]
+        assert not is_running(stopped[0])
+
+    serve(tiny_model, tmp_path, work, engine={"step_timeout": 2.0})
+
+
+def test_a_silent_process_without_work_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+    async def work(engine: AsyncEngine) -> None:
+        pid = engine.engine_pid()
+        await asyncio.sleep(1.0)  # five times as long as a busy process may be silent
+        assert engine.engine_pid() == pid
+        assert engine.statistics().restarts == 0
+
+    serve(tiny_model, tmp_path, work, engine={"step_timeout": 0.2})
 
 
 def test_closing_ends_the_process_and_the_streams_and_an_interrupt_does_not(tiny_model: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_settings_take_vllms_names() -> None:
         ({"tensor_parallel_size": 2}, "tensor_parallel_size=2 is not supported"),
         ({"max_num_seqs": 0}, "max_num_seqs must be between 1 and"),
         ({"max_num_seqs": "many"}, "max_num_seqs must be an integer, not 'many'"),
-        ({"max_num_seqs": None}, "max_num_seqs must be an integer, not None"),
+        ({"enable_prefix_caching": None}, "enable_prefix_caching must be true or false, not None"),
         ({"max_model_len": 1.5}, "max_model_len must be an integer, not 1.5"),
         ({"max_model_len": True}, "max_model_len must be an integer, not True"),
         ({"max_num_batched_tokens": 2**31}, "max_num_batched_tokens must be between"),

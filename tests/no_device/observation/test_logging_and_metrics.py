@@ -12,7 +12,7 @@ import pytest
 from midspan.engine.status import EngineStatistics
 from midspan.errors import SettingsError
 from midspan.observation.logging import configure_logging, current_request_id, log_fields
-from midspan.observation.metrics import FinishedRequest, ServerMetrics
+from midspan.observation.metrics import FinishedRequest, ObservedEngine, ServerMetrics
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_an_unknown_format_or_level_is_refused(bad: dict[str, str]) -> None:
 def make_metrics(statistics: EngineStatistics, *, alive: bool = True) -> ServerMetrics:
     return ServerMetrics(
         model_name='odd"name\\',
-        statistics=lambda: statistics,
-        is_alive=lambda: alive,
-        cache_config={"block_size": "16"},
+        engines=[
+            ObservedEngine(statistics=lambda: statistics, is_alive=lambda: alive, cache_config={"block_size": "16"})
+        ],
         load_seconds=2.5,
     )
 

@@ -13,10 +13,10 @@ from midspan.models.catalogue import build_graph
 from midspan.runtimes.placement import choose_kernels
 
 BOUNDS = Bounds(
-    max_tokens=1,
-    max_requests=1,
-    max_context=1,
-    max_sampled_rows=1,
+    max_tokens=12,
+    max_requests=3,
+    max_context=50,
+    max_sampled_rows=4,
     block_size=1,
     dtype="bfloat16",
     cache_dtype="float16",
@@ -81,6 +81,7 @@ def test_the_site_tells_all_that_is_known(graph: Graph) -> None:
     assert [value.shape for value in (*site.inputs, *site.outputs)] == [("T", 64), ("T", 32)]
     assert site.weights["weight"].name == f"{DOWN}.weight"
     assert (site.dtype, site.cache_dtype, site.block_size) == ("bfloat16", "float16", 1)
+    assert (site.max_tokens, site.max_requests, site.max_context, site.max_sampled_rows) == (12, 3, 50, 4)
 
 
 def test_at_equal_priority_the_table_goes_before_the_portable_kernel(graph: Graph) -> None:

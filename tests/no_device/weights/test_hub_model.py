@@ -82,7 +82,7 @@ from midspan.weights.resolve import resolve_model
 done = []
 try:
     environment = Environment(cache_folder=Path("unused"), offline=sys.argv[2] == "offline")
-    path = resolve_model(sys.argv[1], environment=environment, report=done.append)
+    path = resolve_model(sys.argv[1], environment=environment, weights=sys.argv[3] == "weights", report=done.append)
     print("path", path)
     print("bytes", max((report.bytes_done for report in done), default=0))
 except ModelNotFound as error:
@@ -94,11 +94,11 @@ except ModelNotFound as error:
 def fetch(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Resolve a name in a process of its own, for the hub's client reads its settings when it is imported."""
 
-    def run(name: str, endpoint: str, mode: str = "online") -> dict[str, str]:
+    def run(name: str, endpoint: str, mode: str = "online", parts: str = "weights") -> dict[str, str]:
         variables = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MIDSPAN_"))}
         variables |= {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_XET": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", FETCH, name, mode],
+            [sys.executable, "-c", FETCH, name, mode, parts],
             env=variables,
             capture_output=True,
             text=True,
@@ -122,6 +122,15 @@ def test_a_hub_model_is_fetched_without_its_pickles_and_then_found_offline(
     assert int(found["bytes"]) >= len(HUB_FILES["model.safetensors"])
     assert fetch("org/small", "http://127.0.0.1:9", "offline")["path"] == str(folder)
     assert fetch("org/small", "http://127.0.0.1:9")["path"] == str(folder)
+
+
+def test_weights_that_will_not_be_read_are_not_fetched(hub: str, fetch: Callable[..., dict[str, str]]) -> None:
+    folder = Path(fetch("org/small", hub, parts="config")["path"])
+    assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json"}
+    assert fetch("org/small", "http://127.0.0.1:9", "offline", parts="config")["path"] == str(folder)
+    # They are fetched once somebody wants them.
+    fetch("org/small", hub)
+    assert (folder / "model.safetensors").read_bytes() == HUB_FILES["model.safetensors"]
 
 
 def test_a_hub_model_that_cannot_be_had_says_what_to_do(hub: str, fetch: Callable[..., dict[str, str]]) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from midspan.conformance.operation_case import OperationCase
-from midspan.interface import Bounds, Device
+from midspan.conformance.operation_run import Setting
+from midspan.interface import Capabilities, Device
 from midspan.runtimes.torch.program import TorchRuntime
 from midspan_cpu.kernels.table import KernelSet
 from midspan_cpu.plugin import PLUGIN
@@ -37,15 +38,9 @@ def run_case() -> Callable[..., tuple[list[Any], Any, str]]:
     def run(
         case: OperationCase, runtime: TorchRuntime, dtype: str, cache_dtype: str, kernel: str | None = None
     ) -> tuple[list[Any], Any, str]:
-        bounds = Bounds(
-            max_tokens=512,
-            max_requests=64,
-            max_context=1024,
-            max_sampled_rows=64,
-            block_size=16,
-            dtype=dtype,
-            cache_dtype=cache_dtype,
-            kernels={} if kernel is None else {case.op: kernel},
+        kernels = {} if kernel is None else {case.op: kernel}
+        bounds = Setting(dtype=dtype, cache_dtype=cache_dtype, block_size=16, kernels=kernels).bounds(
+            Capabilities(), case
         )
         graph = case.graph()
         program = runtime.compile(graph, case, bounds)

@@ -1,30 +1,33 @@
-"""``midspan bench``: how fast a model runs here, or a server answers."""
+"""``midspan bench``: how fast a model runs here or on a server, and how much a device that is not here would serve."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import random
+import math
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
 
-from midspan.errors import MidspanError
-from midspan.settings import DEFAULT_MODEL, read_environment
+from midspan.errors import SettingsError
+from midspan.settings import DEFAULT_MODEL, EngineSettings, read_environment
 from midspan_cli.engine_flags import EngineFlags
-from midspan_cli.load_report import RequestTiming, summarize
+from midspan_cli.live_line import LiveLine
+from midspan_cli.load_flags import LoadFlags, described_load
 from midspan_cli.startup_display import StartupDisplay
 
 if TYPE_CHECKING:
-    from midspan.engine.async_engine import AsyncEngine
-    from midspan.settings import EngineSettings
+    from midspan.engine.planned_load import LoadShape
+    from midspan_cli.goals import Goal
+    from midspan_cli.local_load import LocalLoad
+    from midspan_cli.remote_load import RemoteLoad
     from midspan_cli.remote_server import RemoteServer
 
 FAILED = 1
-COMMON_IDS = 1000
-"""Token ids below this exist in the vocabulary of any server."""
+ALONE = 20
+"""Requests that are sent one by one, to see what a rate search can reach at best."""
 
 
 def bench(
@@ -32,130 +35,127 @@ def bench(
         str | None, typer.Argument(help=f"Folder, .gguf file, hub name or pypi:PACKAGE. Default: {DEFAULT_MODEL}")
     ] = None,
     *,
-    input_len: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 128,
-    output_len: Annotated[int, typer.Option(min=1, help="Tokens to generate for each prompt.")] = 128,
-    num_prompts: Annotated[int, typer.Option(min=1, help="Requests, all sent at once.")] = 64,
     url: Annotated[str | None, typer.Option(help="Load the server at this address instead.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key for that server.")] = None,
+    host_seconds_per_step: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="On a device with a clock of its own: what the host adds to each step. Default: 0."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    output_json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the JSON here.")] = None,
+    load: LoadFlags,
     engine: EngineFlags,
 ) -> None:
-    """Measure speed, here or of a running server. Prompts are random token ids."""
+    """Measure speed, here or of a running server. Prompts are random token ids.
+
+    On a device with a clock of its own, times are what its model of the hardware says.
+    """
+    if host_seconds_per_step is not None and not 0 <= host_seconds_per_step < math.inf:
+        raise SettingsError(
+            f"--host-seconds-per-step must be 0 or more, not {host_seconds_per_step}.",
+            remedy="Take what a step costs beside the device, for example 0.0005.",
+        )
+    if output_json is not None and not output_json.parent.is_dir():
+        raise SettingsError(
+            f"--output-json {output_json} is in a folder that is not there.", remedy=f"Make {output_json.parent} first."
+        )
+    test = _LoadTest(load=load, goals=load.goals(), shape=load.shape(engine.seed), line=LiveLine(quiet=as_json))
+    settings = engine.settings(model or DEFAULT_MODEL)
     if url is not None:
         from midspan_cli.remote_server import RemoteServer
 
-        server = RemoteServer(url=url, api_key=api_key or read_environment().api_key)
-        result = _load_server(server, model, input_len, output_len, num_prompts)
+        result = test.remote(RemoteServer(url=url, api_key=api_key or read_environment().api_key), model)
     else:
-        settings = engine.settings(model or DEFAULT_MODEL)
-        result = _load_engine(settings, input_len, output_len, num_prompts, quiet=as_json)
-    typer.echo(json.dumps(result, indent=2) if as_json else _text(result))
+        result = test.local(settings, host_seconds_per_step, quiet=as_json)
+    as_text = json.dumps(result, indent=2)
+    if output_json is not None:
+        output_json.write_text(as_text + "\n", encoding="utf-8")
+    typer.echo(as_text if as_json else _text(result))
     if result["failed"]:
         raise typer.Exit(FAILED)
 
 
-def random_prompts(count: int, length: int, vocabulary: int, *, seed: int | None) -> list[list[int]]:
-    """Prompts of token ids.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LoadTest:
+    """What was asked for, whoever serves it."""
 
-    Args:
-        count: of prompts.
-        length: tokens of each.
-        vocabulary: ids are below it.
-        seed: the same seed gives the same prompts; None: new ones, which no server has in its prefix cache.
-    """
-    source = random.Random(seed)
-    return [[source.randrange(vocabulary) for _ in range(length)] for _ in range(count)]
+    load: LoadFlags
+    goals: tuple[Goal, ...]
+    shape: LoadShape
+    line: LiveLine
 
+    def local(self, settings: EngineSettings, host_seconds: float | None, *, quiet: bool) -> dict[str, Any]:
+        from midspan.engine.loading import load_model
+        from midspan.engine.model_location import locate_model
+        from midspan_cli.local_load import LocalLoad
 
-def _load_engine(
-    settings: EngineSettings, input_len: int, output_len: int, count: int, *, quiet: bool
-) -> dict[str, Any]:
-    from midspan_cli.local_engine import LocalEngine
+        with StartupDisplay(quiet=quiet) as display:
+            path = locate_model(settings, read_environment(), report=display.report)
+            loaded = load_model(settings, path, report=display.report)
+        try:
+            local = LocalLoad(
+                loaded=loaded,
+                settings=settings,
+                shape=self.shape,
+                max_concurrency=self.load.max_concurrency,
+                host_seconds_per_step=host_seconds,
+                line=self.line,
+            )
+            local.check()
+            return self._run(local)
+        finally:
+            loaded.close()
 
-    display = StartupDisplay(quiet=quiet)
-    with display, LocalEngine(settings, read_environment(), display.report) as local:
-        display.close()
-        vocabulary = local.engine.model.vocab_size
-        prompts = random_prompts(count, input_len, vocabulary, seed=0)
-        # Another prompt than those to be measured: what was seen is cached.
-        local.call(_time_all(local.engine, random_prompts(1, input_len, vocabulary, seed=1), 1))
+    def remote(self, server: RemoteServer, model: str | None) -> dict[str, Any]:
+        from midspan_cli.remote_load import RemoteLoad
+
+        name = model or server.first_model()
+        limit = self.load.max_concurrency
+        return self._run(RemoteLoad(server=server, model=name, shape=self.shape, max_concurrency=limit, line=self.line))
+
+    def _run(self, load: Union[LocalLoad, RemoteLoad]) -> dict[str, Any]:
+        try:
+            load.warm_up(self.load.num_warmups)
+            if self.load.find_rate:
+                return self._find_rate(load)
+            rate = self.load.request_rate
+            return {
+                **load.measure(rate, self.goals),
+                "load": described_load(self.shape, rate, self.load.max_concurrency),
+            }
+        finally:
+            self.line.close()
+
+    def _find_rate(self, load: Union[LocalLoad, RemoteLoad]) -> dict[str, Any]:
+        from midspan_cli.rate_search import find_rate
+
+        def measure(rate: float, count: int) -> dict[str, Any]:
+            self.line.heading = "all at once: " if math.isinf(rate) else f"{rate:.4g} requests/s: "
+            return replace(load, shape=replace(self.shape, count=count)).measure(rate, self.goals)
+
         begun = time.monotonic()
-        timings = local.call(_time_all(local.engine, prompts, output_len))
-        seconds = time.monotonic() - begun
-        info = local.engine.model
-    summary = summarize(timings, input_tokens=input_len * count, seconds=seconds)
-    return {"model": info.name, "device": info.device, "dtype": info.dtype, **summary}
-
-
-async def _time_all(engine: AsyncEngine, prompts: list[list[int]], output_len: int) -> list[RequestTiming]:
-    work = [_time_one(engine, prompt, output_len, f"bench-{number}") for number, prompt in enumerate(prompts)]
-    return list(await asyncio.gather(*work))
-
-
-async def _time_one(engine: AsyncEngine, prompt: list[int], output_len: int, request_id: str) -> RequestTiming:
-    from midspan.decoding.sampling_params import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
-    timing = RequestTiming(start=time.monotonic())
-    try:
-        async for output in await engine.submit(prompt, params, request_id=request_id):
-            for piece in output.outputs:
-                if piece.token_ids:
-                    timing.tokens += len(piece.token_ids)
-                    timing.moments.append(time.monotonic())
-                if piece.error:
-                    timing.error = piece.error
-    except MidspanError as error:
-        timing.error = str(error)
-    return timing
-
-
-def _load_server(
-    server: RemoteServer, model: str | None, input_len: int, output_len: int, count: int
-) -> dict[str, Any]:
-    name = model or server.first_model()
-    prompts = random_prompts(count, input_len, COMMON_IDS, seed=None)
-    begun = time.monotonic()
-    with ThreadPoolExecutor(count) as threads:
-        timings = list(threads.map(lambda prompt: _time_remote(server, name, prompt, output_len), prompts))
-    summary = summarize(timings, input_tokens=input_len * count, seconds=time.monotonic() - begun)
-    return {"model": name, "url": server.url, **summary}
-
-
-def _time_remote(server: RemoteServer, model: str, prompt: list[int], output_len: int) -> RequestTiming:
-    body = {
-        "model": model,
-        "prompt": prompt,
-        "max_tokens": output_len,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream_options": {"include_usage": True},
-    }
-    timing = RequestTiming(start=time.monotonic())
-    try:
-        for chunk in server.stream("/v1/completions", body):
-            if chunk.get("choices"):
-                timing.moments.append(time.monotonic())
-            if chunk.get("usage"):
-                timing.tokens = chunk["usage"]["completion_tokens"]
-    except MidspanError as error:
-        timing.error = str(error)
-    return timing
+        self.line.heading = "one by one: "
+        few = replace(self.shape, count=min(self.shape.count, ALONE))
+        alone = replace(load, shape=few, max_concurrency=1).measure(math.inf, self.goals)
+        found = find_rate(measure, self.goals, alone=alone, count=self.shape.count)
+        if found.best is None:
+            shown = {**alone, "load": described_load(few, math.inf, 1)}
+        else:
+            shape = replace(self.shape, count=found.best.figures["requests"])
+            shown = {**found.best.figures, "load": described_load(shape, found.best.rate or math.inf, None)}
+        return {**shown, "computed_seconds": time.monotonic() - begun, "search": found.described()}
 
 
 def _text(result: dict[str, Any]) -> str:
+    from midspan_cli import load_report
+
     place = result.get("url") or f"{result['device']} as {result['dtype']}"
-    lines = [
-        f"{result['model']} on {place}",
-        f"requests        {result['requests']}, {result['failed']} failed, in {result['seconds']:.2f} s",
-        f"tokens          {result['input_tokens']} in, {result['output_tokens']} out",
-        f"throughput      {result['requests_per_second']:.2f} requests/s, "
-        f"{result['output_tokens_per_second']:.1f} output tokens/s, {result['total_tokens_per_second']:.1f} tokens/s",
-    ]
-    for title, key in (("first token", "ttft_ms"), ("each next token", "tpot_ms")):
-        spread = result[key]
-        if spread is not None:
-            figures = ", ".join(f"{name} {value:.1f} ms" for name, value in spread.items())
-            lines.append(f"{title.ljust(15)} {figures}")
-    lines += [f"error: {error}" for error in result["errors"]]
-    return "\n".join(lines)
+    weights = ", with random numbers for weights" if result.get("load_format") == "dummy" else ""
+    lines = [f"{result['model']} on {place}{weights}"]
+    if result["time"] == "modelled":
+        lines.append(f"modelled time of {result['device']}, computed in {result['computed_seconds']:.1f} s")
+    if "search" in result:
+        lines += ["", load_report.search_text(result["search"]), ""]
+    return "\n".join([*lines, load_report.text(result)])

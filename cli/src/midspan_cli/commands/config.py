@@ -29,7 +29,7 @@ def config(
     """Show the settings in effect and their origin. Takes the flags of serve."""
     from midspan_cli.text_table import table
 
-    engine.settings(model or DEFAULT_MODEL)
+    engine.replica_settings(model or DEFAULT_MODEL)
     values: dict[str, Any] = {"model": model or DEFAULT_MODEL, **asdict(server), **asdict(engine)}
     entries = {name: (value, _origin(ctx, name)) for name, value in values.items()}
     entries |= _environment_entries(values["api_key"])

@@ -1,4 +1,4 @@
-"""``midspan devices``: what is here, and why the rest is not."""
+"""``midspan devices``: what is here, what 'auto' would take, and why the rest is not here."""
 
 from __future__ import annotations
 
@@ -10,20 +10,33 @@ import typer
 
 def devices(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List devices, and why others are absent."""
-    from midspan.devices.discovery import discover
+    from midspan.devices.selection import AUTO, select_device
     from midspan_cli import device_listing
     from midspan_cli.text_table import table
 
-    catalogue = discover()
+    catalogue = device_listing.look_around()
     found, missing = device_listing.devices(catalogue), device_listing.absent(catalogue)
+    warnings = device_listing.warnings(catalogue)
+    best = select_device(catalogue, AUTO)
     if as_json:
-        typer.echo(json.dumps({"devices": found, "unavailable": missing}, indent=2))
+        auto = {"id": best.info.id, "explanation": best.explanation}
+        listing = {"devices": found, "auto": auto, "unavailable": missing, "warnings": warnings}
+        typer.echo(json.dumps(listing, indent=2))
         return
     rows = [
-        (item["id"], device_listing.readable(item["memory_bytes"]), str(item["preference"]), item["description"])
+        (
+            item["id"] + ("  <- auto" if item["id"] == best.info.id else ""),
+            device_listing.readable(item["memory_bytes"]),
+            str(item["preference"]),
+            item["plugin"],
+            item["description"],
+        )
         for item in found
     ]
-    typer.echo(table(("DEVICE", "MEMORY", "PREFERENCE", "DESCRIPTION"), rows))
+    typer.echo(table(("DEVICE", "MEMORY", "PREFERENCE", "PACKAGE", "DESCRIPTION"), rows))
+    typer.echo("\n'auto' takes the highest preference. Below zero: only when asked for by name.")
     for item in missing:
-        typer.echo(f"\n{item['name']} is not available: {item['reason']}")
+        typer.echo(f"\n{item['name']} ({item['plugin']}) is not available: {item['reason']}")
         typer.echo(f"  {item['remedy']}")
+    for warning in warnings:
+        typer.secho(f"\nWarning: {warning}", fg="yellow")

@@ -1,22 +1,25 @@
-"""``midspan doctor``: the machine, the installation, and how a model would run here."""
+"""``midspan doctor``: the machine, the installation, a device's self-test, and how a model would run here."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import sys
+from contextlib import redirect_stdout
 from importlib.metadata import distributions
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from midspan.settings import read_environment
+from midspan.settings import EngineSettings, read_environment
 from midspan_cli.engine_flags import EngineFlags
 from midspan_cli.startup_display import StartupDisplay
 
 if TYPE_CHECKING:
+    from midspan.conformance.report import Report
+    from midspan.devices.discovery import DeviceCatalogue
     from midspan.engine.step_loop import EngineCore
-    from midspan.settings import EngineSettings
     from midspan.text.tokenizer import Tokenizer
 
 FAILED = 1
@@ -31,28 +34,67 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     engine: EngineFlags,
 ) -> None:
-    """Check this machine, and a model on it."""
-    from midspan.devices.discovery import discover
+    """Check this machine; a device that is named, with a self-test of it; or a model."""
     from midspan.errors import MidspanError
     from midspan_cli import device_listing
 
-    catalogue = discover()
+    settings = engine.settings(model or "")
+    catalogue = device_listing.look_around()
     report: dict[str, Any] = {
         "machine": _machine(),
         "versions": _versions(),
         "devices": device_listing.devices(catalogue),
+        "choice": _choice(catalogue, settings.device),
         "unavailable": device_listing.absent(catalogue),
         "plugins": device_listing.plugins(catalogue),
     }
     if model is not None:
         try:
-            report["model"] = _model_report(engine.settings(model), quiet=as_json)
+            report["model"] = _model_report(settings, quiet=as_json)
         except MidspanError as error:
             report["model"] = {"name": model, "error": error.message, "remedy": error.remedy, "code": error.code}
+    tested = None
+    if model is None and settings.device != EngineSettings.device:
+        tested = _device_test(settings, catalogue, quiet=as_json)
+        report["conformance"] = tested.to_json()
     report["problems"] = _problems(report)
-    typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+    typer.echo(json.dumps(report, indent=2) if as_json else _text(report, tested))
     if report["problems"]:
         raise typer.Exit(FAILED)
+
+
+def _choice(catalogue: DeviceCatalogue, asked: str) -> str:
+    """What the device would be and why; for one that is not here, what is."""
+    from midspan.devices.selection import select_device
+    from midspan.errors import DeviceNotFound
+
+    try:
+        return select_device(catalogue, asked).explanation
+    except DeviceNotFound as error:
+        if asked != EngineSettings.device:
+            raise
+        return str(error)
+
+
+def _device_test(settings: EngineSettings, catalogue: DeviceCatalogue, *, quiet: bool) -> Report:
+    """The quick part of the conformance suite."""
+    from midspan.conformance.subject import open_subject
+    from midspan.conformance.suite import quick_checks, run_checks
+    from midspan_cli.live_line import LiveLine
+
+    line = LiveLine(quiet=quiet)
+    line.heading = f"Testing {settings.device}: "
+    with redirect_stdout(sys.stderr):
+        subject = open_subject(settings.device, settings.device_options, catalogue)
+        try:
+            return run_checks(
+                subject,
+                quick_checks(subject),
+                progress=lambda check, place, count: line.show(f"{place + 1} of {count}, {check.id}"),
+            )
+        finally:
+            line.close()
+            subject.close()
 
 
 def _machine() -> dict[str, Any]:
@@ -148,6 +190,9 @@ def _problems(report: dict[str, Any]) -> list[str]:
         for plugin in report["plugins"]
         if plugin["status"] == "failed"
     ]
+    failed = [check for check in report.get("conformance", {}).get("checks", []) if check["outcome"] == "failed"]
+    if failed:
+        problems.append(f"The device failed {len(failed)} checks: {', '.join(check['id'] for check in failed)}")
     model = report.get("model", {})
     if "error" in model:
         problems.append(f"The model {model['name']} cannot run: {model['error']} {model['remedy']}".strip())
@@ -156,7 +201,7 @@ def _problems(report: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _text(report: dict[str, Any]) -> str:
+def _text(report: dict[str, Any], tested: Report | None) -> str:
     from midspan_cli.device_listing import readable
 
     machine = report["machine"]
@@ -169,6 +214,11 @@ def _text(report: dict[str, Any]) -> str:
     ]
     lines += [f"Device    {item['id']}: {item['description']}" for item in report["devices"]]
     lines += [f"Absent    {item['name']}: {item['reason']}" for item in report["unavailable"]]
+    lines += [f"Choice    {report['choice']}"]
+    if tested is not None:
+        from midspan.conformance.report import to_text
+
+        lines += ["", to_text(tested)]
     if "self_test" in report.get("model", {}):
         lines += _model_text(report["model"])
     problems = report["problems"]

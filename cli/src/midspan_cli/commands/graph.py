@@ -38,7 +38,9 @@ def graph(
         )
     with StartupDisplay() as display:
         path = resolve_model(model, environment=read_environment(), revision=revision, report=display.report_download)
-        built = build_graph(open_checkpoint(path).config, architectures=architectures(load_plugins()))
+        config_alone = (path / "config.json").is_file()
+        checkpoint = open_checkpoint(path, weights=not config_alone)
+        built = build_graph(checkpoint.config, architectures=architectures(load_plugins()))
     if after != NO_PASS:
         built = apply_passes(built, until=after)
     typer.echo(graph_to_json(built) if as_json else format_graph(built))

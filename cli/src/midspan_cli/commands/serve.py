@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,17 +84,25 @@ def serve(
     if model is None:
         model = DEFAULT_MODEL
         typer.echo(f"No model was named; taking {model}.", err=True)
-    engine_settings = engine.settings(model, served_model_name=server.served_model_name)
-    # It opens its device while this process loads the server: together they take half as long.
-    process = start_engine_process(engine_settings)
+    engine_settings = engine.replica_settings(model, served_model_name=server.served_model_name)
+    processes: list[EngineProcess] = []
     try:
-        status = _run(server, engine_settings, environment, process)
+        # They open their devices while this process loads the server: together they take half as long.
+        for settings in engine_settings:
+            processes.append(start_engine_process(settings))
+        status = _run(server, engine_settings, environment, processes)
     finally:
-        process.abandon()
+        for process in processes:
+            process.abandon()
     raise typer.Exit(status)
 
 
-def _run(server: ServerFlags, engine_settings: EngineSettings, environment: Environment, process: EngineProcess) -> int:
+def _run(
+    server: ServerFlags,
+    engine_settings: Sequence[EngineSettings],
+    environment: Environment,
+    processes: Sequence[EngineProcess],
+) -> int:
     run_server = _server_package()
     from midspan.observation.logging import configure_logging
 
@@ -108,7 +116,7 @@ def _run(server: ServerFlags, engine_settings: EngineSettings, environment: Envi
             environment=environment,
             report=display.report,
             ready=lambda ready: _announce(display, ready, guarded=bool(server_settings.api_keys)),
-            process=process,
+            processes=processes,
         )
 
 
@@ -174,10 +182,10 @@ def _warn_if_open(settings: ServerSettings) -> None:
 
 def _announce(display: StartupDisplay, ready: Ready, *, guarded: bool) -> None:
     display.close()
-    model = ready.model
+    places = [f"{model.device} ({model.device_description}), {model.dtype}" for model in ready.replicas]
     typer.echo(
-        f"{ready.model_name} is ready after {ready.seconds:.1f} s on {model.device} ({model.device_description}), "
-        f"{model.dtype}, up to {model.max_model_len} tokens a request."
+        f"{ready.model_name} is ready after {ready.seconds:.1f} s on {' and '.join(places)}, "
+        f"up to {ready.model.max_model_len} tokens a request."
     )
     typer.secho(ready.url, bold=True)
     typer.echo("Try it:")

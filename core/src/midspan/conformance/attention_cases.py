@@ -69,6 +69,7 @@ SHAPES: Mapping[str, AttentionShape] = {
     "sinks and window and cap": AttentionShape(
         requests=RAGGED, sinks=True, window=20, attributes={"soft_cap": 10.0, "scale": 0.5}
     ),
+    "large scores": AttentionShape(requests=RAGGED, attributes={"scale": 8.0}),
     "no tokens": AttentionShape(requests=()),
 }
 """Every variation of the operation, alone and together."""

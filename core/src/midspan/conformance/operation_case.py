@@ -2,7 +2,7 @@
 
 For holding a device's kernels against the definitions. Numpy only; knows no
 device and no runtime. Inputs are such that float32, bfloat16 and float16 all
-hold them exactly, so that only what is computed can differ.
+hold them exactly, or all round them alike, so that only what is computed can differ.
 
 Invariants: expected outputs come from the reference in the same element type;
 cache slots that no request wrote hold NaN, so that a kernel that lets them touch
@@ -31,6 +31,15 @@ CaseInput = Union[NDArray[Any], SamplingBatch]
 
 NODE = "node"
 """Name of the node in every case's graph."""
+
+LEADING: Mapping[str, Dim] = {
+    "query_starts": "B+1",
+    "context_lengths": "B",
+    "block_table": "B",
+    "rows": "S",
+    "logits": "S",
+}
+"""First size of an input by its role; "T" for all others."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,6 +75,8 @@ class OperationCase:
         weights: role -> float32 array.
         attributes: those that are not the default.
         cache: for attention.
+        packed: role -> the weight as it is loaded, where that is not dense; what it means stands
+            in ``weights``.
     """
 
     name: str
@@ -74,9 +85,19 @@ class OperationCase:
     weights: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     cache: CacheContent | None = None
+    packed: Mapping[str, PackedTensor] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.name
+
+    def context(self) -> int:
+        """Tokens of the longest request that the case stands for; 0 where it says nothing of that."""
+        roles = OPERATIONS[self.op].inputs
+        lengths = [0]
+        for role, more in (("context_lengths", 0), ("positions", 1)):
+            if role in roles:
+                lengths += [int(length) + more for length in np.asarray(self.inputs[roles.index(role)])]
+        return max(lengths)
 
     def all_attributes(self) -> dict[str, Attribute]:
         """The node's attributes, defaults included."""
@@ -117,7 +138,10 @@ class OperationCase:
 
     def load(self, weight: Weight) -> PackedTensor:
         """The content of a weight of the graph: a case is its own ``WeightSource``."""
-        array = self.weights[weight.name]
+        if weight.name in self.packed:
+            return self.packed[weight.name]
+        array = self.weights[weight.name].view()
+        array.flags.writeable = False  # as those of a mapped file
         return PackedTensor(name=weight.name, shape=array.shape, format=DENSE, parts={"data": array})
 
     def typed_inputs(self, dtype: str) -> tuple[CaseInput, ...]:
@@ -154,7 +178,10 @@ class OperationCase:
     def _value(self, role: str, array: CaseInput) -> Value:
         if isinstance(array, SamplingBatch):
             return Value(name=role, shape=("S",), dtype="sampling")
-        leading: Dim = {"query_starts": "B+1", "context_lengths": "B", "block_table": "B", "rows": "S"}.get(role, "T")
-        shape = (leading, *array.shape[1:])
+        leading: Dim = LEADING.get(role, "T")
+        rest: tuple[Dim, ...] = array.shape[1:]
+        if role == "block_table" and self.cache is not None:
+            rest = (f"M.{self.cache.group.name}",)
+        shape = (leading, *rest)
         dtype = "int32" if array.dtype == np.int32 else ("float32" if self.op == "sample" else ACTIVATION)
         return Value(name=role, shape=shape, dtype=dtype)

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from midspan.conformance.attention_cases import attention_cases
+from midspan.conformance.extreme_cases import extreme_cases
 from midspan.conformance.operation_case import OperationCase
 from midspan.conformance.random_values import grid
+from midspan.conformance.strided_cases import strided_cases
 from midspan.interface.batch import Adjustments, SamplingBatch
 from midspan.interface.graph import Attribute
 
@@ -28,15 +30,16 @@ def operation_cases(block_size: int = 16) -> list[OperationCase]:
     Args:
         block_size: tokens per cache block, one that the device takes.
     """
-    return [
+    plain = [
         *_row_cases(),
         *_product_cases(),
         *_norm_cases(),
-        *_elementwise_cases(),
+        *elementwise_cases(),
         *_rotary_cases(),
         *attention_cases(block_size),
         *_sample_cases(),
     ]
+    return [*plain, *extreme_cases(FUNCTIONS), *strided_cases(plain)]
 
 
 def _random(seed: int) -> np.random.Generator:
@@ -117,7 +120,8 @@ def _norm_cases() -> Iterator[OperationCase]:
             )
 
 
-def _elementwise_cases() -> Iterator[OperationCase]:
+def elementwise_cases() -> Iterator[OperationCase]:
+    """Sums, products and functions of single numbers."""
     random = _random(4)
     for rows, columns in ((1, 576), (0, 8), (6, 35)):
         a, b = grid(random, (rows, columns)), grid(random, (rows, columns))
@@ -183,6 +187,8 @@ def _sample_cases() -> Iterator[OperationCase]:
     broken[0, 5], broken[1, 300], broken[2] = np.nan, np.inf, -np.inf
     broken[3, 7] = -np.inf
     yield OperationCase(name="sample, rows that are no numbers", op="sample", inputs=(broken, _sampling(5, 0.0)))
+    huge = grid(random, (3, 331)) * np.float32(2.0**100)
+    yield OperationCase(name="sample, huge logits", op="sample", inputs=(huge, _sampling(3, 0.0, num_logprobs=3)))
     adjustments = Adjustments(
         rows=np.array([0, 0, 1], np.int32),
         token_ids=np.array([3, int(logits[0].argmax()), 9], np.int32),

@@ -55,7 +55,8 @@ def _beyond(found: NDArray[Any], wanted: NDArray[Any], margin: NDArray[Any]) -> 
         return f"shape {found.shape} instead of {wanted.shape}"
     got, want = found.astype(np.float64), wanted.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        far = ~((np.abs(got - want) <= margin) | (got == want))
+        near = (np.abs(got - want) <= margin) & np.isfinite(want)
+        far = ~(near | (got == want) | (np.isnan(got) & np.isnan(want)))
     if not far.any():
         return None
     index = tuple(int(place) for place in np.argwhere(far)[0])

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midspan.conformance.operation_case import OperationCase
+from midspan.weights.quantization import FORMATS
 
 Float64 = NDArray[np.float64]
 
@@ -32,6 +33,12 @@ STEPS: Mapping[str, float] = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "floa
 FUNCTION_UNITS = 8.0
 """Units of float32 by which exp, tanh, erf, sine or cosine of a vector library may be off, with
 what surrounds them in an activation function: the libraries state at most 4."""
+
+LARGEST_INTEGER = 32767.0
+"""Of 16 bits; rounding to such integers is off by half a step."""
+
+SATURATED = 128.0
+"""Beyond it float32's exp is zero or infinite, and tanh and erf are one."""
 
 
 def margins(case: OperationCase, dtype: str) -> tuple[Float64, ...]:
@@ -46,12 +53,33 @@ def margins(case: OperationCase, dtype: str) -> tuple[Float64, ...]:
     """
     outputs, _ = case.expected("float32", "float32")
     wide = [np.abs(np.asarray(output, np.float64)) for output in outputs]
-    arithmetic = _ERRORS[case.op](case, wide)
     unit = FLOAT32_UNIT if case.op == "logits" else UNITS[dtype]
     step = STEPS["float32"] if case.op == "logits" else STEPS[dtype]
-    return tuple(
-        2.0 * FLOAT32_UNIT * error + 2.0 * unit * output + step for error, output in zip(arithmetic, wide, strict=True)
-    )
+    with np.errstate(all="ignore"):  # some cases hold what is no number; the check asks for those to be met exactly
+        arithmetic = _ERRORS[case.op](case, wide)
+        unpacking = _unpacking(case, dtype)
+        return tuple(
+            2.0 * FLOAT32_UNIT * error + 2.0 * unit * output + unpacking + step
+            for error, output in zip(arithmetic, wide, strict=True)
+        )
+
+
+def _unpacking(case: OperationCase, dtype: str) -> Float64:
+    """What a packed weight may cost beside that.
+
+    It may be rounded to the activation type when it is unpacked, or be used as it is; and inputs
+    may become 16-bit integers, with one scale for as many of them as the format's blocks hold.
+    """
+    if not case.packed:
+        return np.zeros(())
+    weight, inputs = _magnitude(case.weights["weight"]), np.asarray(case.inputs[0])
+    if case.op == "embedding":
+        return np.asarray(2.0 * UNITS[dtype] * weight[inputs])
+    x = _magnitude(inputs)
+    values = FORMATS[case.packed["weight"].format].values
+    blocks = x.reshape(x.shape[0], x.shape[1] // values, values)
+    largest = np.broadcast_to(blocks.max(axis=-1, keepdims=True), blocks.shape).reshape(x.shape)
+    return np.asarray((2.0 * UNITS[dtype] * x + largest / LARGEST_INTEGER) @ weight.T)
 
 
 Errors = Callable[[OperationCase, list[Float64]], list[Float64]]
@@ -67,14 +95,14 @@ def _one_rounding(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
 
 
 def _function(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
-    """An activation function is at most 1 + |x|, and exp's relative error grows with |x|."""
+    """The error grows with exp's argument until that saturates; beyond, what is left is the result's rounding."""
     x = _magnitude(case.inputs[0])
     factor: Float64 = np.ones_like(x)
     if case.op == "gated":
         factor = _magnitude(case.inputs[1])
     if case.op == "gated_pair":
         x, factor = np.split(x, 2, axis=-1)
-    return [FUNCTION_UNITS * (1.0 + x) ** 2 * factor]
+    return [FUNCTION_UNITS * ((1.0 + np.minimum(x, SATURATED)) ** 2 * factor + outputs[0])]
 
 
 def _product(case: OperationCase, outputs: list[Float64]) -> list[Float64]:

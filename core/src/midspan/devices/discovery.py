@@ -1,75 +1,60 @@
 """Finds installed plugins and the devices that they bring.
 
-Knows no hardware: it reads entry points, loads each on its own, asks each device
-plugin's probe once and keeps what came of it. A plugin that fails to load, breaks
-the contract or speaks another interface version is recorded with its traceback
-and is fatal only where someone asks for it by name (``devices.selection``).
+Knows no hardware: it asks each loaded package for its device plugins, holds them
+against the interface, asks each one's probe once and keeps what came of it. A plugin
+that fails to load, breaks the contract or speaks another interface version is recorded
+with its traceback and is fatal only where someone asks for it by name (``devices.selection``).
 
-Invariants: device plugins have unique names; the built-in portable device is
+Invariants: device plugins have unique names, and of two with one name that of the
+package that comes first in the alphabet is taken; the built-in portable device is
 always listed; nothing here raises because of somebody else's package.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Union, cast
-
-import pluggy
+from importlib.metadata import EntryPoint
+from typing import Any
 
 from midspan import __version__
-from midspan.devices.interface_version import check_interface
+from midspan.devices.contract import check_plugin
+from midspan.devices.interface_version import check_interface, version_text
+from midspan.devices.plugin_loading import (
+    InstalledPlugin,
+    PluginFailure,
+    PluginRegistry,
+    load_plugins,
+    plugin_failure,
+)
+from midspan.devices.probing import (
+    PROBE_DEADLINE_SECONDS,
+    SLOW_PROBE_SECONDS,
+    ProbeFailed,
+    ProbeResult,
+    ask_probes,
+)
 from midspan.errors import PluginError
-from midspan.interface import hooks
 from midspan.interface.device import DeviceInfo
-from midspan.interface.plugin import DevicePlugin, Found, Unavailable
+from midspan.interface.plugin import DevicePlugin, Found
 from midspan.runtimes.reference.device import PLUGIN as REFERENCE
+
+__all__ = [
+    "BUILT_IN",
+    "DeviceCatalogue",
+    "DiscoveredDevice",
+    "InstalledPlugin",
+    "PluginFailure",
+    "PluginRegistry",
+    "ProbeFailed",
+    "ProbeResult",
+    "architectures",
+    "discover",
+    "load_plugins",
+]
 
 BUILT_IN = "midspan"
 """The distribution of what ships with the core."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PluginFailure:
-    """A plugin that cannot be used, and why.
-
-    Attributes:
-        name: the entry point's name, or the device plugin's where that is known.
-        entry_point: the entry point's name.
-        distribution: the installed package, as pip names it.
-        version: that package's version.
-        error: what went wrong.
-        trace: the traceback as text.
-    """
-
-    name: str
-    entry_point: str
-    distribution: str
-    version: str
-    error: Exception
-    trace: str
-
-    def summary(self) -> str:
-        """One line for people."""
-        return f"{self.name} ({self.distribution} {self.version}): {type(self.error).__name__}: {self.error}"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ProbeFailed:
-    """A probe that raised or returned what is no probe result.
-
-    Attributes:
-        error: what it raised.
-        trace: the traceback as text.
-    """
-
-    error: Exception
-    trace: str
-
-
-ProbeResult = Union[Found, Unavailable, ProbeFailed]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,46 +66,31 @@ class DiscoveredDevice:
         distribution: the installed package that brings it.
         version: that package's version.
         probe: the probe's answer, asked once.
+        entry_point: name of the package's entry point; empty for what is built in.
+        import_seconds: how long the entry point took to import.
+        probe_seconds: how long the probe took.
     """
 
     plugin: DevicePlugin
     distribution: str
     version: str
     probe: ProbeResult
+    entry_point: str = ""
+    import_seconds: float = 0.0
+    probe_seconds: float = 0.0
 
     def devices(self) -> tuple[DeviceInfo, ...]:
         """What the probe found; empty when it found nothing."""
         return self.probe.devices if isinstance(self.probe, Found) else ()
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class InstalledPlugin:
-    """A package whose hooks are registered.
-
-    Attributes:
-        name: the entry point's name.
-        distribution: the package, as pip names it.
-        version: that package's version.
-    """
-
-    name: str
-    distribution: str
-    version: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PluginRegistry:
-    """Loaded packages, before any of their hooks was called.
-
-    Attributes:
-        manager: for calling hooks.
-        installed: packages that loaded.
-        failures: those that did not.
-    """
-
-    manager: pluggy.PluginManager
-    installed: tuple[InstalledPlugin, ...]
-    failures: tuple[PluginFailure, ...]
+    def warnings(self) -> tuple[str, ...]:
+        """What works here and should be better, for people."""
+        if self.probe_seconds <= SLOW_PROBE_SECONDS or isinstance(self.probe, ProbeFailed):
+            return ()
+        return (
+            f"The probe of '{self.plugin.name}' took {self.probe_seconds:.2f} s; "
+            f"every start waits for it, and the interface allows {SLOW_PROBE_SECONDS:g} s.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -143,161 +113,136 @@ class DeviceCatalogue:
         return tuple(sorted(found, key=lambda info: -info.preference))
 
 
-def load_plugins(entries: Iterable[EntryPoint] | None = None) -> PluginRegistry:
-    """Load every entry point of the group ``midspan.plugins`` and register its hooks.
-
-    Args:
-        entries: entry points; None: those of the installed distributions.
-    """
-    manager = pluggy.PluginManager(hooks.PROJECT)
-    manager.add_hookspecs(hooks)
-    found = entry_points(group=hooks.ENTRY_POINT_GROUP) if entries is None else entries
-    installed: list[InstalledPlugin] = []
-    failures: list[PluginFailure] = []
-    for entry in sorted(found, key=lambda entry: (_distribution(entry), entry.name)):
-        owner = InstalledPlugin(name=entry.name, distribution=_distribution(entry)[0], version=_distribution(entry)[1])
-        try:
-            _register(manager, entry)
-        except Exception as error:
-            failures.append(_failure(owner, owner.name, error))
-        else:
-            installed.append(owner)
-    return PluginRegistry(manager=manager, installed=tuple(installed), failures=tuple(failures))
-
-
-def discover(entries: Iterable[EntryPoint] | None = None) -> DeviceCatalogue:
+def discover(
+    entries: Iterable[EntryPoint] | None = None, *, probe_deadline: float = PROBE_DEADLINE_SECONDS
+) -> DeviceCatalogue:
     """Load all plugins and ask each device plugin's probe once.
 
     Args:
         entries: entry points; None: those of the installed distributions.
+        probe_deadline: seconds after which a probe that has not answered has failed.
     """
     registry = load_plugins(entries)
-    owners = {owner.name: owner for owner in registry.installed}
-    core = InstalledPlugin(name="reference", distribution=BUILT_IN, version=__version__)
-    failures = list(registry.failures)
-    plugins: dict[str, DiscoveredDevice] = {}
-    _admit(REFERENCE, core, plugins, failures)
-    for implementation in registry.manager.hook.midspan_devices.get_hookimpls():
-        owner = owners[implementation.plugin_name]
+    failures = [*registry.failures, *_architectures(registry)[1]]
+    core = InstalledPlugin(name="", distribution=BUILT_IN, version=__version__)
+    admitted = {REFERENCE.name: (REFERENCE, core)}
+    for owner, hook in _implementations(registry, "midspan_devices"):
         try:
-            offered = _offered(implementation.function, owner)
-        except Exception as error:
-            failures.append(_failure(owner, owner.name, error))
+            offered = _offered(hook, owner)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failures.append(plugin_failure(owner, owner.name, error))
             continue
-        for plugin in offered:
-            _admit(plugin, owner, plugins, failures)
+        for item in offered:
+            _admit(item, owner, admitted, failures)
+    outcomes = ask_probes([plugin for plugin, _ in admitted.values()], deadline_seconds=probe_deadline)
+    plugins = {
+        plugin.name: DiscoveredDevice(
+            plugin=plugin,
+            distribution=owner.distribution,
+            version=owner.version,
+            probe=outcome.result,
+            entry_point=owner.name,
+            import_seconds=owner.import_seconds,
+            probe_seconds=outcome.seconds,
+        )
+        for (plugin, owner), outcome in zip(admitted.values(), outcomes, strict=True)
+    }
     return DeviceCatalogue(plugins=plugins, failures=tuple(failures), registry=registry)
 
 
 def architectures(registry: PluginRegistry) -> dict[str, Callable[..., Any]]:
     """Model builders that packages bring: published class name -> builder.
 
-    Raises:
-        PluginError: a package's hook raised, or two packages bring the same name.
+    What a broken package would have brought is left out; ``discover`` records why.
     """
+    return _architectures(registry)[0]
+
+
+def _architectures(registry: PluginRegistry) -> tuple[dict[str, Callable[..., Any]], list[PluginFailure]]:
     builders: dict[str, Callable[..., Any]] = {}
-    for implementation in registry.manager.hook.midspan_architectures.get_hookimpls():
+    homes: dict[str, InstalledPlugin] = {}
+    failures = []
+    for owner, hook in _implementations(registry, "midspan_architectures"):
         try:
-            offered: dict[str, Callable[..., Any]] = dict(cast("Mapping[str, Any]", implementation.function()))
-        except Exception as error:
-            raise PluginError(
-                f"The plugin '{implementation.plugin_name}' failed to name its architectures: {error}",
-                plugin=implementation.plugin_name,
-                remedy="Upgrade or uninstall its package.",
-            ) from error
-        for name, builder in offered.items():
-            if name in builders:
-                raise PluginError(
-                    f"Two plugins bring the architecture '{name}'; one is '{implementation.plugin_name}'.",
-                    plugin=implementation.plugin_name,
-                    remedy="Uninstall one of them.",
-                )
-            builders[name] = builder
-    return builders
+            offered = _offered_builders(hook, owner)
+            for name in offered:
+                if name in homes:
+                    raise PluginError(
+                        f"The architecture '{name}' of {owner.distribution} is already brought by "
+                        f"{homes[name].distribution}.",
+                        plugin=owner.name,
+                        remedy=f"Uninstall one of the two: pip uninstall {owner.distribution}",
+                    )
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failures.append(plugin_failure(owner, owner.name, error))
+        else:
+            builders.update(offered)
+            homes.update(dict.fromkeys(offered, owner))
+    return builders, failures
 
 
-def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist is not None else ("unknown package", "?")
-
-
-def _register(manager: pluggy.PluginManager, entry: EntryPoint) -> None:
-    module = entry.load()
-    if manager.has_plugin(entry.name):
-        raise PluginError(
-            f"Another package already registers the plugin name '{entry.name}'.",
-            plugin=entry.name,
-            remedy="Uninstall one of the two packages.",
-        )
-    manager.register(module, name=entry.name)
-    unknown = [
-        caller.name
-        for caller in manager.get_hookcallers(module) or ()
-        if not caller.has_spec()
-        and any(hook.plugin is module and not hook.optionalhook for hook in caller.get_hookimpls())
-    ]
-    if unknown:
-        manager.unregister(module)
-        raise PluginError(
-            f"The plugin '{entry.name}' implements hooks that this core does not know: {', '.join(sorted(unknown))}.",
-            plugin=entry.name,
-            remedy="Upgrade the core: pip install --upgrade midspan",
-        )
-
-
-def _offered(hook: Callable[[], object], owner: InstalledPlugin) -> tuple[DevicePlugin, ...]:
+def _offered_builders(hook: Callable[[], object], owner: InstalledPlugin) -> dict[str, Callable[..., Any]]:
     offered = hook()
-    if not isinstance(offered, (list, tuple)) or not all(isinstance(item, DevicePlugin) for item in offered):
+    if not isinstance(offered, Mapping) or not all(
+        isinstance(name, str) and callable(builder) for name, builder in offered.items()
+    ):
         raise PluginError(
-            f"The hook midspan_devices of '{owner.name}' must return a list of DevicePlugin, not {offered!r}.",
+            f"The hook midspan_architectures of '{owner.name}' must map class names to builders, not be {offered!r}.",
             plugin=owner.name,
             remedy=f"Report it to the makers of {owner.distribution}.",
         )
-    return tuple(offered)
+    return dict(offered)
+
+
+def _implementations(registry: PluginRegistry, name: str) -> list[tuple[InstalledPlugin, Callable[[], object]]]:
+    """The packages that implement a hook, in the order of their names, each with its function."""
+    found = getattr(registry.manager.hook, name).get_hookimpls()
+    functions = {implementation.plugin_name: implementation.function for implementation in found}
+    return [(owner, functions[owner.name]) for owner in registry.installed if owner.name in functions]
+
+
+def _offered(hook: Callable[[], object], owner: InstalledPlugin) -> Sequence[object]:
+    offered = hook()
+    if not isinstance(offered, (list, tuple)):
+        raise _no_devices(owner, offered)
+    return offered
+
+
+def _no_devices(owner: InstalledPlugin, offered: object) -> PluginError:
+    return PluginError(
+        f"The hook midspan_devices of '{owner.name}' must return a list of DevicePlugin, not {offered!r}.",
+        plugin=owner.name,
+        remedy=f"Report it to the makers of {owner.distribution}.",
+    )
 
 
 def _admit(
-    plugin: DevicePlugin,
+    offered: object,
     owner: InstalledPlugin,
-    plugins: dict[str, DiscoveredDevice],
+    admitted: dict[str, tuple[DevicePlugin, InstalledPlugin]],
     failures: list[PluginFailure],
 ) -> None:
+    """Take a device plugin in, or record why not."""
+    name, interface = owner.name, None
     try:
-        check_interface(plugin, owner.distribution)
-        if plugin.name in plugins:
+        if not isinstance(offered, DevicePlugin):
+            raise _no_devices(owner, offered)
+        interface = version_text(offered.interface)
+        check_plugin(offered)
+        name = offered.name
+        check_interface(offered, owner.distribution)
+        if name in admitted:
             raise PluginError(
-                f"The device name '{plugin.name}' of {owner.distribution} is already taken by "
-                f"{plugins[plugin.name].distribution}.",
-                plugin=plugin.name,
+                f"The device name '{name}' of {owner.distribution} is already taken by "
+                f"{admitted[name][1].distribution}.",
+                plugin=name,
                 remedy=f"Uninstall one of the two: pip uninstall {owner.distribution}",
             )
     except Exception as error:
-        failures.append(_failure(owner, plugin.name, error))
+        failures.append(plugin_failure(owner, name, error, interface=interface))
         return
-    plugins[plugin.name] = DiscoveredDevice(
-        plugin=plugin, distribution=owner.distribution, version=owner.version, probe=_probe(plugin)
-    )
-
-
-def _probe(plugin: DevicePlugin) -> ProbeResult:
-    try:
-        answer = plugin.probe()
-        if isinstance(answer, Unavailable) or (isinstance(answer, Found) and answer.devices):
-            return answer
-        raise PluginError(
-            f"The probe of '{plugin.name}' must return Found with devices or Unavailable, not {answer!r}.",
-            plugin=plugin.name,
-            remedy="Report it to the makers of the plugin.",
-        )
-    except Exception as error:
-        return ProbeFailed(error=error, trace=traceback.format_exc())
-
-
-def _failure(owner: InstalledPlugin, name: str, error: Exception) -> PluginFailure:
-    return PluginFailure(
-        name=name,
-        entry_point=owner.name,
-        distribution=owner.distribution,
-        version=owner.version,
-        error=error,
-        trace="".join(traceback.format_exception(type(error), error, error.__traceback__)),
-    )
+    admitted[name] = (offered, owner)

@@ -1,19 +1,23 @@
-"""Chooses one of the found devices by what was asked.
+"""Chooses one of the found devices by what was asked, and opens it.
 
 Knows no hardware: it compares names and preferences. The choice is never silent;
-it comes with a sentence that says what was taken and why.
+it comes with a sentence that says what was taken and why. Nothing else is ever taken
+in place of a device that was asked for by name.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
+from midspan.devices.contract import AUTO, check_device, error_text, plugin_at_fault
 from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, ProbeFailed
-from midspan.errors import DeviceNotFound, PluginError
-from midspan.interface.device import DeviceInfo
+from midspan.errors import DeviceNotFound, MidspanError, PluginError
+from midspan.interface.device import Device, DeviceInfo
 from midspan.interface.plugin import DevicePlugin, Unavailable
 
-AUTO = "auto"
+__all__ = ["AUTO", "SelectedDevice", "describe", "open_selected", "select_device"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,11 +26,13 @@ class SelectedDevice:
 
     Attributes:
         plugin: whose ``open`` opens it.
+        distribution: the installed package that brings the plugin.
         info: the device.
         explanation: what was taken and why, for people.
     """
 
     plugin: DevicePlugin
+    distribution: str
     info: DeviceInfo
     explanation: str
 
@@ -44,23 +50,51 @@ def select_device(catalogue: DeviceCatalogue, asked: str) -> SelectedDevice:
     """
     if asked == AUTO:
         return _select_best(catalogue)
-    name, _, index = asked.partition(":")
+    name = asked.partition(":")[0]
     discovered = catalogue.plugins.get(name)
-    if discovered is None or isinstance(discovered.probe, ProbeFailed):
-        _raise_failure(catalogue, name)
     if discovered is None:
+        _raise_failure(catalogue, name)
         raise DeviceNotFound(f"There is no device '{asked}' here. {describe(catalogue)}", remedy=_remedy(catalogue))
+    if isinstance(discovered.probe, ProbeFailed):
+        raise _probe_error(discovered, discovered.probe)
     if isinstance(discovered.probe, Unavailable):
         reason = discovered.probe.reason.rstrip(".")
         raise DeviceNotFound(
             f"The device '{name}' is not available: {reason}. {describe(catalogue)}", remedy=discovered.probe.remedy
         )
-    info = _numbered(discovered, asked, index)
+    info = _of_name(discovered, asked)
     if info is None:
         raise DeviceNotFound(f"There is no device '{asked}' here. {describe(catalogue)}", remedy=_remedy(catalogue))
+    first = f", the first of {len(discovered.devices())}" if info.id != asked and len(discovered.devices()) > 1 else ""
+    parts = [f"Device {info.id} ({info.description}){first}, as asked."]
+    parts += [f" Not taken: {line}." for line in _namesakes(catalogue, name)]
     return SelectedDevice(
-        plugin=discovered.plugin, info=info, explanation=f"Device {info.id} ({info.description}), as asked."
+        plugin=discovered.plugin, distribution=discovered.distribution, info=info, explanation="".join(parts)
     )
+
+
+def open_selected(selected: SelectedDevice, options: Mapping[str, str]) -> Device:
+    """Open the device that was chosen.
+
+    Args:
+        selected: the choice.
+        options: of the plugin's own.
+
+    Raises:
+        SettingsError: an option that it does not take.
+        PluginError: opening failed, or what was opened breaks the interface.
+        DeviceLost, OutOfDeviceMemory: as the plugin says.
+    """
+    plugin = selected.plugin
+    with plugin_at_fault(plugin, selected.distribution, f"the device '{selected.info.id}' was opened"):
+        device = plugin.open(selected.info, options)
+        try:
+            check_device(device, plugin, found=selected.info)
+        except BaseException:
+            with suppress(Exception):
+                device.close()
+            raise
+    return device
 
 
 def describe(catalogue: DeviceCatalogue) -> str:
@@ -72,15 +106,18 @@ def describe(catalogue: DeviceCatalogue) -> str:
 
 
 def _select_best(catalogue: DeviceCatalogue) -> SelectedDevice:
-    candidates = [(discovered, info) for discovered in catalogue.plugins.values() for info in discovered.devices()]
-    if not candidates:
+    found = [(discovered, info) for discovered in catalogue.plugins.values() for info in discovered.devices()]
+    if not found:
         raise DeviceNotFound(f"No device was found. {describe(catalogue)}", remedy="Install a device plugin.")
-    best, info = max(candidates, key=lambda pair: pair[1].preference)
-    others = ", ".join(f"{other.id} ({other.preference})" for _, other in candidates if other is not info)
+    best, info = max(found, key=lambda pair: pair[1].preference)
+    others = [other for _, other in found if other is not info]
+    beaten = ", ".join(f"{other.id} ({other.preference})" for other in others if other.preference >= 0)
+    by_name = ", ".join(dict.fromkeys(other.id.partition(":")[0] for other in others if other.preference < 0))
     parts = [f"Device {info.id} ({info.description}), taken by 'auto' for its preference of {info.preference}"]
-    parts.append(f" over {others}." if others else ", the only one.")
+    parts.append(f" over {beaten}." if beaten else ", the only one." if not others else ".")
+    parts += [f" Of negative preference, taken only when asked for by name: {by_name}."] if by_name else []
     parts += [f" Not available: {line}." for line in _absent(catalogue)]
-    return SelectedDevice(plugin=best.plugin, info=info, explanation="".join(parts))
+    return SelectedDevice(plugin=best.plugin, distribution=best.distribution, info=info, explanation="".join(parts))
 
 
 def _absent(catalogue: DeviceCatalogue) -> list[str]:
@@ -89,43 +126,56 @@ def _absent(catalogue: DeviceCatalogue) -> list[str]:
         if isinstance(discovered.probe, Unavailable):
             lines.append(f"{name}: {discovered.probe.reason.rstrip('.')}")
         elif isinstance(discovered.probe, ProbeFailed):
-            lines.append(f"{name}: its probe failed with {discovered.probe.error!r}")
-    lines += [f"{failure.summary().rstrip('.')}" for failure in catalogue.failures]
+            lines.append(f"{name}: its probe failed with {error_text(discovered.probe.error).rstrip('.')}")
+    lines += [failure.summary().rstrip(".") for failure in catalogue.failures]
     return lines
 
 
-def _numbered(discovered: DiscoveredDevice, asked: str, index: str) -> DeviceInfo | None:
+def _namesakes(catalogue: DeviceCatalogue, name: str) -> list[str]:
+    """Plugins of a name that another has taken."""
+    return [failure.summary().rstrip(".") for failure in catalogue.failures if failure.name == name]
+
+
+def _of_name(discovered: DiscoveredDevice, asked: str) -> DeviceInfo | None:
+    """The device of an id, a plugin's first one for its name, or at 0 the one that has no number of its own."""
     devices = discovered.devices()
     for info in devices:
         if info.id == asked:
             return info
-    if not index and ":" not in asked:
+    name = discovered.plugin.name
+    if asked == name or (asked == f"{name}:0" and devices[0].id == name):
         return devices[0]
-    if index.isdecimal() and int(index) < len(devices):
-        return devices[int(index)]
     return None
 
 
+def _probe_error(discovered: DiscoveredDevice, probe: ProbeFailed) -> PluginError:
+    name, cause = discovered.plugin.name, probe.error
+    said, remedy = error_text(cause), f"Upgrade or reinstall it: pip install --upgrade {discovered.distribution}"
+    if isinstance(cause, MidspanError):
+        said, remedy = cause.message, cause.remedy or remedy
+    error = PluginError(
+        f"The probe of the device '{name}' ({discovered.distribution} {discovered.version}) failed: "
+        f"{said.rstrip('.')}.",
+        plugin=name,
+        remedy=remedy,
+    )
+    error.__cause__ = cause
+    return error
+
+
 def _raise_failure(catalogue: DeviceCatalogue, name: str) -> None:
-    discovered = catalogue.plugins.get(name)
-    if discovered is not None and isinstance(discovered.probe, ProbeFailed):
-        raise PluginError(
-            f"The probe of the device '{name}' ({discovered.distribution} {discovered.version}) failed: "
-            f"{discovered.probe.error!r}.",
-            plugin=name,
-            remedy=f"Upgrade or reinstall it: pip install --upgrade {discovered.distribution}",
-        ) from discovered.probe.error
+    """Raise what kept a plugin of that name from being used, if there is one."""
     for failure in catalogue.failures:
-        if name in (failure.name, failure.entry_point, failure.distribution.removeprefix("midspan-")):
+        names = (failure.name, failure.entry_point, failure.distribution, failure.distribution.removeprefix("midspan-"))
+        if name in names:
             if isinstance(failure.error, PluginError):
                 raise failure.error
             raise PluginError(
                 f"The plugin '{failure.name}' of {failure.distribution} {failure.version} failed to load: "
-                f"{failure.error!r}.",
+                f"{error_text(failure.error)}.",
                 plugin=failure.name,
-                remedy=f"Reinstall it: pip install --force-reinstall {failure.distribution}",
+                remedy=failure.remedy(),
             ) from failure.error
-    return
 
 
 def _remedy(catalogue: DeviceCatalogue) -> str:

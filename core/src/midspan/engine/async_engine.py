@@ -14,8 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,19 +23,19 @@ import msgspec
 from midspan.decoding.sampling_params import SamplingParams
 from midspan.engine.child import EngineChild
 from midspan.engine.engine_process import EngineProcess, start_engine_process
-from midspan.engine.journal import Journal, JournalEntry
+from midspan.engine.live_requests import LiveRequests, LiveStream
 from midspan.engine.messages import Abort, AddRequest, SequenceEvent, SequenceStart, StepEvents
 from midspan.engine.model_location import locate_model
 from midspan.engine.model_text import ModelText, load_model_text
 from midspan.engine.output_processing import OutputProcessor
+from midspan.engine.request_moves import RequestMoves
 from midspan.engine.request_seeds import request_seed, sequence_seed
 from midspan.engine.request_stream import RequestStream
 from midspan.engine.request_validation import PreparedRequest, check_priority, check_text, prepare_request
 from midspan.engine.restart_policy import RestartPolicy
-from midspan.engine.resumption import Resumption
 from midspan.engine.status import EngineStatistics, ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.engine.supervisor import EngineSupervisor, Owner
-from midspan.errors import EngineDead, InvalidRequest, MidspanError, QueueFull
+from midspan.errors import ContextLengthExceeded, EngineDead, InvalidRequest, MidspanError, QueueFull
 from midspan.settings import EngineSettings, Environment
 from midspan.text.tokenizer import Tokenizer
 
@@ -44,14 +43,6 @@ logger = logging.getLogger("midspan.engine")
 
 LONG_TEXT = 20_000
 """Characters from which a prompt is tokenized beside the event loop."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Live:
-    request_id: str
-    entry: JournalEntry
-    processor: OutputProcessor
-    stream: RequestStream
 
 
 class AsyncEngine:
@@ -70,17 +61,22 @@ class AsyncEngine:
         self._settings = settings
         self._eos_token_ids = text.eos_token_ids
         self._supervisor = supervisor
-        self._journal = Journal()
-        self._live: dict[str, _Live] = {}
-        self._names: dict[str, str] = {}
+        self._live = LiveRequests(supervisor)
+        self._moves = RequestMoves(self._live, supervisor)
         self._pending: set[str] = set()
         self._statistics = EngineStatistics()
-        self._requests = self._sent = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._draining = False
-        self._resumption = Resumption(supervisor.send)
-        supervisor.watch(Owner(take_in=self._take_in, mourn=self._mourn, resume=self._resume, bury=self._end_streams))
+        self._find_heir: Callable[[], AsyncEngine | None] | None = None
+        supervisor.watch(
+            Owner(
+                take_in=self._take_in,
+                moving=self._moves.hear,
+                mourn=self._mourn,
+                resume=self._resume,
+                bury=self._bury,
+                is_busy=lambda: len(self._live) > 0,
+            )
+        )
 
     @classmethod
     async def start(
@@ -182,13 +178,69 @@ class AsyncEngine:
 
     async def abort(self, request_id: str) -> None:
         """End a request; its stream gets what is left with the finish reason ``"abort"``. Unknown ones are ignored."""
-        live = self._forget(request_id)
+        live = self._live.find(request_id)
         if live is not None:
+            self._live.abort(live)
             self._end(live, "abort")
+
+    async def migrate(self, request_id: str, target: AsyncEngine) -> bool:
+        """Have another engine of the same model go on with a live request, with its cache; its stream goes on.
+
+        Where the cache cannot be taken over, the other engine computes it again.
+
+        Args:
+            request_id: unknown ones are ignored.
+            target: another engine, in the same event loop.
+
+        Returns:
+            Whether it moved; False: it has ended, or goes on here.
+
+        Raises:
+            InvalidRequest: the other engine has a request of that id.
+            ContextLengthExceeded: the request may become longer than the other engine serves.
+            EngineDead: the other engine is gone or about to go.
+        """
+        live = self._live.find(request_id)
+        if live is None or target is self:
+            return False
+        target._check_alive()
+        if target.knows(request_id):
+            raise InvalidRequest(f"A live request has the id {request_id!r} already.", parameter="request_id")
+        target._check_room(live.entry.request)
+        return await self._moves.leave(live, target._moves)
+
+    def inherit(self, find_heir: Callable[[], AsyncEngine | None]) -> None:
+        """Let live requests go on elsewhere when this engine is gone for good.
+
+        Args:
+            find_heir: gives an engine that is alive, or None; asked for each request.
+        """
+        self._find_heir = find_heir
+
+    def limit(self, *, max_model_len: int, max_logprobs: int) -> None:
+        """Serve no more than this, so that every request of this engine can go on in another; before the first one."""
+        self.model = msgspec.structs.replace(self.model, max_model_len=max_model_len, max_logprobs=max_logprobs)
+
+    def knows(self, request_id: str) -> bool:
+        """Whether a live request has this id, or one that is being prepared."""
+        return self._live.find(request_id) is not None or request_id in self._pending
+
+    def live_ids(self) -> tuple[str, ...]:
+        """Ids of the live requests, in the order of their arrival."""
+        return tuple(live.request_id for live in self._live)
+
+    def is_ready(self) -> bool:
+        """Whether new requests run now: it takes some, and no restart is under way."""
+        return self._supervisor.is_ready() and not self._draining
+
+    @property
+    def replicas(self) -> Sequence[AsyncEngine]:
+        """The engines behind this one: itself."""
+        return (self,)
 
     def statistics(self) -> EngineStatistics:
         """Counters and gauges as the engine last told them."""
-        unread = max(0, self._sent - self._statistics.received)
+        unread = self._live.unread(self._statistics.received)
         return msgspec.structs.replace(
             self._statistics, waiting=self._statistics.waiting + unread, restarts=self._supervisor.restarts
         )
@@ -230,9 +282,9 @@ class AsyncEngine:
         """
         self._draining = True
         try:
-            await asyncio.wait_for(self._idle.wait(), timeout)
+            await asyncio.wait_for(self._live.idle.wait(), timeout)
         except asyncio.TimeoutError:
-            for request_id in tuple(self._live):
+            for request_id in self.live_ids():
                 await self.abort(request_id)
 
     async def close(self) -> None:
@@ -249,7 +301,7 @@ class AsyncEngine:
 
     def _check_open(self, request_id: str) -> None:
         self._check_alive()
-        if request_id in self._live or request_id in self._pending:
+        if self.knows(request_id):
             raise InvalidRequest(f"A live request has the id {request_id!r} already.", parameter="request_id")
         limit = self._settings.max_queued_requests
         waiting = self.statistics().waiting
@@ -257,7 +309,7 @@ class AsyncEngine:
             raise QueueFull(f"{waiting} requests wait already; the limit is {limit}.", remedy="Try again later.")
 
     def _open(self, request_id: str, prepared: PreparedRequest, priority: int, cache_salt: str | None) -> RequestStream:
-        number, self._requests = self._requests, self._requests + 1
+        number = self._live.next_number()
         params, now = prepared.params, time.monotonic()
         seed = params.seed if params.seed is not None else request_seed(self._settings.seed, number)
         # A number of our own before it: news of an aborted request never reach a later one of the same id.
@@ -274,64 +326,40 @@ class AsyncEngine:
             arrival_time=now,
         )
         processor = OutputProcessor(request_id, prepared, self.tokenizer, arrival_time=now)
-        stream = RequestStream(request_id, prepared, lambda: self._give_up(request_id, wire_id))
-        self._live[request_id] = _Live(
-            request_id=request_id, entry=self._journal.open(request), processor=processor, stream=stream
-        )
-        self._names[wire_id] = request_id
-        self._idle.clear()
-        if self._supervisor.is_ready():
-            self._sent += 1
-            self._resumption.let_in(request)
+        stream = RequestStream(request_id, prepared, partial(self._live.give_up, wire_id))
+        self._live.open(request, request_id, processor, stream)
         return stream
 
-    def _give_up(self, request_id: str, wire_id: str) -> None:
-        if self._names.get(wire_id) == request_id:
-            self._forget(request_id)
-
-    def _forget(self, request_id: str) -> _Live | None:
-        """Abort in the engine and strike from all lists."""
-        live = self._live.get(request_id)
-        if live is not None:
-            self._strike(live)
-            self._supervisor.send(Abort(request_id=live.entry.request.request_id))
-        return live
-
-    def _strike(self, live: _Live) -> None:
-        wire_id = live.entry.request.request_id
-        del self._live[live.request_id]
-        del self._names[wire_id]
-        self._journal.close(wire_id)
-        self._sent -= self._resumption.ended(wire_id)
-        if not self._live:
-            self._idle.set()
+    def _check_room(self, request: AddRequest) -> None:
+        most = len(request.prompt_ids) + (request.params.max_tokens or 0)
+        if most > self.model.max_model_len:
+            raise ContextLengthExceeded(
+                f"The request may reach {most} tokens; the limit of the other engine is {self.model.max_model_len}.",
+                remedy="Let it end where it is.",
+            )
 
     def _mourn(self) -> bool:
         """The engine process died; whether a request was found guilty of it, and ended."""
-        guilty = self._resumption.lost()
-        request_id = None if guilty is None else self._names.get(guilty)
-        if request_id is None:
+        self._moves.lost()
+        guilty = self._live.lost()
+        if guilty is None:
             return False
-        logger.error("the engine process died of request %s", request_id)
-        self._end(self._live[request_id], "error", "The engine process died again while it ran this request alone.")
+        logger.error("the engine process died of request %s", guilty.request_id)
+        self._live.strike(guilty)
+        self._end(guilty, "error", "The engine process died again while it ran this request alone.")
         return True
 
     def _resume(self) -> None:
         """Have a fresh engine process go on with what is live."""
         self._statistics = EngineStatistics()
-        requests = self._journal.resumptions()
-        self._sent = len(requests)
-        logger.warning("%d requests go on in a fresh engine process", len(requests))
-        self._resumption.begin(requests)
+        logger.warning("%d requests go on in a fresh engine process", self._live.resume())
 
-    def _end(self, live: _Live, reason: str, error: str | None = None) -> None:
-        """End a request from this side; its stream gets what is left and the reason."""
+    def _end(self, live: LiveStream, reason: str, error: str | None = None) -> None:
+        """End a request that was struck off; its stream gets what is left and the reason."""
         events = [
-            SequenceEvent(request_id=live.entry.request.request_id, index=index, finish_reason=reason, error=error)
+            SequenceEvent(request_id=live.wire_id, index=index, finish_reason=reason, error=error)
             for index in live.entry.live()
         ]
-        if live.request_id in self._live:
-            self._strike(live)
         output = live.processor.process(events, time.monotonic()).output
         if output is not None:
             live.stream.feed(output)
@@ -340,34 +368,43 @@ class AsyncEngine:
         self._statistics = message.statistics
         now = time.monotonic()
         for event in message.sequences:
-            request_id = self._names.get(event.request_id)
-            if request_id is None:
+            live = self._live.find_sent(event.request_id)
+            if live is None:
                 continue
-            live = self._live[request_id]
             try:
                 self._deliver(live, event, now)
             except Exception as error:
                 # A fault in making one request's text must not stop the others' streams.
-                logger.exception("the output of request %s could not be made", request_id)
-                self._forget(request_id)
+                logger.exception("the output of request %s could not be made", live.request_id)
+                self._live.give_up(live.wire_id)
                 live.stream.feed(MidspanError(f"The output could not be made: {type(error).__name__}: {error}"))
 
-    def _deliver(self, live: _Live, event: SequenceEvent, now: float) -> None:
+    def _deliver(self, live: LiveStream, event: SequenceEvent, now: float) -> None:
         progress = live.processor.process([event], now)
         scored = event.prompt is not None and event.prompt.scores is not None
         live.entry.emit(event.index, event.token_ids, prompt_scored=scored)
         if live.processor.is_finished(event.index):
             live.entry.end(event.index)
-        self._resumption.generated(event.request_id, event.index)
+        self._live.generated(event.request_id, event.index)
         for index in progress.stopped:
             self._supervisor.send(Abort(request_id=event.request_id, index=index, reason="stop"))
         if progress.output is not None:
             if progress.output.finished:
-                self._strike(live)
+                self._live.strike(live)
             live.stream.feed(progress.output)
 
+    def _bury(self, error: EngineDead) -> None:
+        """There will be no process any more: live requests go to heirs, or end."""
+        for live in self._live:
+            heir = None if self._find_heir is None else self._find_heir()
+            if heir is not None:
+                self._live.strike(live)
+                heir._moves.take_over(live, None)
+        self._end_streams(error)
+
     def _end_streams(self, error: EngineDead) -> None:
-        self._resumption.lost()
-        for live in tuple(self._live.values()):
-            self._strike(live)
+        self._moves.lost()
+        self._live.lost()
+        for live in self._live:
+            self._live.strike(live)
             live.stream.feed(error)

@@ -19,11 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from midspan.errors import CacheTooSmall
-from midspan.interface.cache import CacheGroup, block_bytes
+from midspan.interface.cache import CacheGroup
 from midspan.interface.device import MemoryReport
 from midspan.settings import EngineSettings
 
-ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DEFAULT_UTILIZATION = 0.9
 """Share of the free memory of a device that has memory of its own."""
 SHARED_UTILIZATION = 0.5
@@ -39,20 +38,16 @@ class CacheDemand:
     Attributes:
         groups: from the graph.
         block_size: tokens per block.
-        dtype: element type.
+        block_bytes: bytes of one block of each group, as the device lays it out.
         max_num_seqs: sequences in one step.
         max_num_batched_tokens: tokens in one step.
     """
 
     groups: tuple[CacheGroup, ...]
     block_size: int
-    dtype: str
+    block_bytes: tuple[int, ...]
     max_num_seqs: int
     max_num_batched_tokens: int
-
-    def bytes_per_block(self) -> tuple[int, ...]:
-        """Bytes of one block, for each group."""
-        return tuple(block_bytes(group, self.block_size, ELEMENT_BYTES[self.dtype]) for group in self.groups)
 
     def blocks_for_one(self, length: int) -> tuple[int, ...]:
         """Blocks of each group that one request of a length may hold at once."""
@@ -80,7 +75,7 @@ class CacheDemand:
 
     def bytes_of(self, blocks: Sequence[int]) -> int:
         """Bytes of so many blocks of each group, the padding blocks added."""
-        return sum((count + 1) * size for count, size in zip(blocks, self.bytes_per_block(), strict=True))
+        return sum((count + 1) * size for count, size in zip(blocks, self.block_bytes, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,29 +11,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from midspan.devices.contract import check_block_bytes, check_cache, check_memory, check_program, plugin_at_fault
 from midspan.devices.discovery import DeviceCatalogue, architectures, discover
-from midspan.devices.selection import SelectedDevice, select_device
+from midspan.devices.selection import SelectedDevice, open_selected, select_device
+from midspan.engine.bounds import choose_bounds
 from midspan.engine.cache_planning import CacheDemand, CachePlan, cache_budget, plan_cache, readable_bytes
 from midspan.engine.status import ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.engine.warm_up import warm_up
-from midspan.errors import SettingsError
 from midspan.graph.passes import apply_passes
 from midspan.interface.cache import Cache, CacheLayout
-from midspan.interface.capabilities import Capabilities
 from midspan.interface.device import Bounds, Device
 from midspan.interface.graph import Graph
 from midspan.interface.program import Program
 from midspan.models.catalogue import ArchitectureBuilder, build_graph
 from midspan.settings import EngineSettings
 from midspan.weights.checkpoint import Checkpoint, open_checkpoint
+from midspan.weights.dummy_weights import with_dummy_weights
 from midspan.weights.store import CheckpointWeights, LoadProgress
-
-SCORED_ROWS = 256
-"""Rows of logits that a step may hold beside one for each sequence: prompt scoring needs
-many, and each costs vocabulary size times four bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +69,10 @@ class _Asked:
     path: Path
     selected: SelectedDevice
 
+    def plugin_works(self, doing: str) -> AbstractContextManager[None]:
+        """A context in which the device's plugin is at fault for what Midspan did not raise itself."""
+        return plugin_at_fault(self.selected.plugin, self.selected.distribution, doing)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OpenedDevice:
@@ -104,7 +106,7 @@ def open_device(
     found = discover() if catalogue is None else catalogue
     selected = select_device(found, settings.device)
     report(StartupPhase(name="device", detail=selected.explanation))
-    device = selected.plugin.open(selected.info, settings.device_options)
+    device = open_selected(selected, settings.device_options)
     return OpenedDevice(selected=selected, device=device, architectures=architectures(found.registry))
 
 
@@ -132,82 +134,32 @@ def load_model(
         OutOfDeviceMemory, CacheTooSmall: it does not fit.
     """
     try:
-        report(StartupPhase(name="checkpoint", detail=str(path)))
-        checkpoint = open_checkpoint(path)
+        made_up = "" if settings.reads_weights else ", with random numbers for weights"
+        report(StartupPhase(name="checkpoint", detail=f"{path}{made_up}"))
+        checkpoint = open_checkpoint(path, weights=settings.reads_weights)
         if opened is None:
             opened = open_device(settings, catalogue=catalogue, report=report)
         device = opened.device
         graph = build_graph(checkpoint.config, architectures=opened.architectures)
+        if not settings.reads_weights:
+            checkpoint = with_dummy_weights(checkpoint, graph)
         graph = apply_passes(graph)
         report(StartupPhase(name="graph", detail=f"{graph.architecture}, {len(graph.nodes)} nodes"))
-        bounds = choose_bounds(settings, device.capabilities, checkpoint, graph)
-        program = _compile(device, graph, checkpoint, bounds, report)
+        chosen = choose_bounds(settings, device.capabilities, checkpoint.dtype, graph)
+        if chosen.cuts:
+            report(StartupPhase(name="limits", detail=f"{', '.join(chosen.cuts)}, which is what the device takes"))
         asked = _Asked(settings=settings, path=path, selected=opened.selected)
-        return _finish(asked, device, graph, program, bounds, report)
+        program = _compile(asked, device, graph, checkpoint, chosen.bounds, report)
+        return _finish(asked, device, graph, program, chosen.bounds, report)
     except BaseException:
         if opened is not None:
             opened.device.close()
         raise
 
 
-def choose_bounds(settings: EngineSettings, capabilities: Capabilities, checkpoint: Checkpoint, graph: Graph) -> Bounds:
-    """The limits to compile for.
-
-    Raises:
-        SettingsError: a type or block size that the device does not take, or a context
-            longer than the model's.
-    """
-    if settings.max_model_len is not None and settings.max_model_len > graph.max_position:
-        raise SettingsError(
-            f"max_model_len is {settings.max_model_len}, but the model was made for {graph.max_position} positions.",
-            remedy=f"Set max_model_len to {graph.max_position} or less.",
-        )
-    dtype = choose_dtype(settings.dtype, capabilities, checkpoint.dtype)
-    block_size = settings.block_size or capabilities.block_sizes[0]
-    _require("block_size", block_size, capabilities.block_sizes)
-    cache_dtype = settings.kv_cache_dtype
-    if cache_dtype == "auto":
-        cache_dtype = dtype if dtype in capabilities.cache_dtypes else capabilities.cache_dtypes[0]
-    _require("kv_cache_dtype", cache_dtype, capabilities.cache_dtypes)
-    return Bounds(
-        max_tokens=settings.max_num_batched_tokens,
-        max_requests=min(settings.max_num_seqs, settings.max_num_batched_tokens),
-        max_context=settings.max_model_len or graph.max_position,
-        max_sampled_rows=min(max(settings.max_num_seqs, SCORED_ROWS), settings.max_num_batched_tokens),
-        block_size=block_size,
-        dtype=dtype,
-        cache_dtype=cache_dtype,
-        kernels=dict(settings.kernels),
-        strict=settings.strict,
-    )
-
-
-def choose_dtype(asked: str, capabilities: Capabilities, published: str | None) -> str:
-    """The activation type.
-
-    Args:
-        asked: a type's name, or ``auto``.
-        capabilities: the types that the device claims, the preferred one first.
-        published: the type of the checkpoint, None for a quantized one.
-
-    Raises:
-        SettingsError: the device does not claim the asked type.
-    """
-    if asked != "auto":
-        _require("dtype", asked, capabilities.dtypes)
-        return asked
-    return published if published in capabilities.dtypes else capabilities.dtypes[0]
-
-
-def _require(name: str, value: object, claimed: tuple[object, ...]) -> None:
-    if value not in claimed:
-        raise SettingsError(
-            f"The device does not take {name}={value}.",
-            remedy=f"It takes {', '.join(str(item) for item in claimed)}.",
-        )
-
-
-def _compile(device: Device, graph: Graph, checkpoint: Checkpoint, bounds: Bounds, report: Report) -> Program:
+def _compile(
+    asked: _Asked, device: Device, graph: Graph, checkpoint: Checkpoint, bounds: Bounds, report: Report
+) -> Program:
     def progress(step: LoadProgress) -> None:
         report(StartupPhase(name="weights", detail=step.tensor, done=step.bytes_done, total=step.bytes_total))
 
@@ -215,13 +167,17 @@ def _compile(device: Device, graph: Graph, checkpoint: Checkpoint, bounds: Bound
     weights = CheckpointWeights(
         checkpoint, quantizations=device.capabilities.quantizations, dtype=bounds.dtype, report=progress
     )
-    return device.compile(graph, weights, bounds)
+    with asked.plugin_works("the graph was compiled"):
+        program = device.compile(graph, weights, bounds)
+        check_program(program, asked.selected.plugin)
+    return program
 
 
 def _finish(
     asked: _Asked, device: Device, graph: Graph, program: Program, bounds: Bounds, report: Report
 ) -> LoadedModel:
-    plan = _plan(asked.settings, device, graph, bounds)
+    layout = CacheLayout(groups=graph.cache, block_size=bounds.block_size, dtype=bounds.cache_dtype)
+    plan = _plan(asked, device, layout, bounds)
     if plan.lowered_from is not None:
         report(
             StartupPhase(
@@ -231,24 +187,30 @@ def _finish(
             )
         )
     report(StartupPhase(name="cache", detail=f"{readable_bytes(plan.bytes)} of KV cache"))
-    layout = CacheLayout(groups=graph.cache, block_size=bounds.block_size, dtype=bounds.cache_dtype)
-    cache = device.allocate_cache(layout, plan.blocks)
+    with asked.plugin_works("the cache was allocated"):
+        cache = device.allocate_cache(layout, plan.blocks)
+        check_cache(cache, asked.selected.plugin, layout, plan.blocks)
     report(StartupPhase(name="warm-up"))
-    warm_up(program, cache, bounds, graph.vocab_size)
+    with asked.plugin_works("the first step ran"):
+        warm_up(program, cache, bounds, graph.vocab_size)
     info = _describe(asked, graph, program, bounds, plan, device.capabilities.max_logprobs)
     return LoadedModel(info=info, graph=graph, device=device, program=program, cache=cache, bounds=bounds)
 
 
-def _plan(settings: EngineSettings, device: Device, graph: Graph, bounds: Bounds) -> CachePlan:
+def _plan(asked: _Asked, device: Device, layout: CacheLayout, bounds: Bounds) -> CachePlan:
+    plugin, settings = asked.selected.plugin, asked.settings
+    with asked.plugin_works("the cache was planned"):
+        sizes = check_block_bytes(device.block_bytes(layout), plugin, layout)
+        memory = check_memory(device.memory(), plugin)
     demand = CacheDemand(
-        groups=graph.cache,
+        groups=layout.groups,
         block_size=bounds.block_size,
-        dtype=bounds.cache_dtype,
+        block_bytes=sizes,
         max_num_seqs=bounds.max_requests,
         max_num_batched_tokens=bounds.max_tokens,
     )
-    budget = cache_budget(settings, device.memory(), shares_host_memory=device.capabilities.shares_host_memory)
-    return plan_cache(demand, budget=budget, asked=settings.max_model_len, model_limit=graph.max_position)
+    budget = cache_budget(settings, memory, shares_host_memory=device.capabilities.shares_host_memory)
+    return plan_cache(demand, budget=budget, asked=settings.max_model_len, model_limit=bounds.max_context)
 
 
 def _describe(

@@ -101,6 +101,88 @@ class Abort(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
     reason: str = "abort"
 
 
+class CachePiece(msgspec.Struct, frozen=True, array_like=True):
+    """Keys and values of some tokens of a sequence, in one cache group.
+
+    Attributes:
+        request_id: its request.
+        index: its index there.
+        group: name of the cache group.
+        first: position of the first token.
+        tokens: how many, at least 1.
+        data: little-endian float32 ``[layers, 2, tokens, kv_heads, head_size]``, the canonical layout
+            of ``interface.cache`` without the division into blocks.
+    """
+
+    request_id: str
+    index: int
+    group: str
+    first: int
+    tokens: int
+    data: bytes
+
+
+class MovedSequence(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a sequence stands that leaves one engine for another.
+
+    Attributes:
+        index: 0 to n - 1.
+        computed_tokens: tokens, from the first on, whose cache content is in the pieces; 0: none.
+        shared_tokens: of those, tokens whose content is that of the request's first sequence with
+            computed tokens, in groups that keep all tokens; its own pieces begin behind them.
+        cached_tokens: see ``scheduling.Request``.
+        scheduled_time: when it first entered a step, seconds of the monotonic clock.
+        score_prompt: whether it scores its request's prompt.
+        scored_tokens: rows of the prompt that were scored.
+        prompt_scores: by position, those that were not reported yet.
+        reported: whether its ``PromptReport`` was made.
+    """
+
+    index: int
+    computed_tokens: int = 0
+    shared_tokens: int = 0
+    cached_tokens: int | None = None
+    scheduled_time: float | None = None
+    score_prompt: bool = False
+    scored_tokens: int = 0
+    prompt_scores: dict[int, TokenScores] = {}
+    reported: bool = False
+
+
+class MovedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A live request outside of any engine.
+
+    Attributes:
+        fingerprint: of the model, see ``engine.migration``.
+        request: what makes an engine go on with it from its tokens alone.
+        sequences: in the order of ``request.sequences``.
+        pieces: the content of its cache blocks.
+    """
+
+    fingerprint: str
+    request: AddRequest
+    sequences: list[MovedSequence]
+    pieces: list[CachePiece] = []
+
+
+class Detach(msgspec.Struct, frozen=True, kw_only=True, tag="detach"):
+    """Give a live request away; answered by its pieces, then ``Detached``."""
+
+    request_id: str
+
+
+class Piece(msgspec.Struct, frozen=True, kw_only=True, tag="piece"):
+    """A part of a request's cache on its way between processes; before ``Detached`` and before ``Attach``."""
+
+    piece: CachePiece
+
+
+class Attach(msgspec.Struct, frozen=True, kw_only=True, tag="attach"):
+    """Go on with a request whose pieces came before; answered by ``Attached``."""
+
+    moved: MovedRequest
+
+
 class Ping(msgspec.Struct, frozen=True, kw_only=True, tag="ping"):
     """Ask for a sign of life between two steps."""
 
@@ -213,14 +295,40 @@ class Fatal(msgspec.Struct, frozen=True, kw_only=True, tag="fatal"):
     restartable: bool = False
 
 
+class Detached(msgspec.Struct, frozen=True, kw_only=True, tag="detached"):
+    """A request has left.
+
+    Attributes:
+        request_id: which.
+        moved: without its pieces, which came before; None: there was no such live request.
+    """
+
+    request_id: str
+    moved: MovedRequest | None = None
+
+
+class Attached(msgspec.Struct, frozen=True, kw_only=True, tag="attached"):
+    """A request has arrived, or was refused.
+
+    Attributes:
+        request_id: which.
+        tokens: tokens whose cache content was taken over, over all sequences.
+        problem: why it was refused; None: it goes on.
+    """
+
+    request_id: str
+    tokens: int = 0
+    problem: str | None = None
+
+
 class Pong(msgspec.Struct, frozen=True, kw_only=True, tag="pong"):
     """The answer to a ping, with its number."""
 
     number: int
 
 
-ToEngine = Union[Start, Load, AddRequest, Abort, Ping, Shutdown]
-FromEngine = Union[StartupPhase, Started, StepEvents, Problem, Fatal, Pong]
+ToEngine = Union[Start, Load, AddRequest, Abort, Detach, Piece, Attach, Ping, Shutdown]
+FromEngine = Union[StartupPhase, Started, StepEvents, Piece, Detached, Attached, Problem, Fatal, Pong]
 
 
 def encode(message: ToEngine | FromEngine) -> bytes:

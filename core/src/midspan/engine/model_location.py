@@ -29,4 +29,10 @@ def locate_model(settings: EngineSettings, environment: Environment, *, report: 
     def progress(step: DownloadProgress) -> None:
         report(StartupPhase(name=step.phase, detail=step.source, done=step.bytes_done, total=step.bytes_total))
 
-    return resolve_model(settings.model, environment=environment, revision=settings.revision, report=progress)
+    return resolve_model(
+        settings.model,
+        environment=environment,
+        revision=settings.revision,
+        weights=settings.reads_weights,
+        report=progress,
+    )

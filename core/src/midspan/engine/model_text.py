@@ -57,7 +57,7 @@ def load_model_text(settings: EngineSettings, path: Path) -> ModelText:
     Raises:
         CheckpointError, UnsupportedModel: files are damaged or not understood.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(path, weights=settings.reads_weights)
     tokenizer = load_tokenizer(Path(settings.tokenizer) if settings.tokenizer is not None else path)
     return ModelText(
         tokenizer=tokenizer,

@@ -29,9 +29,12 @@ from midspan.engine.loading import OpenedDevice, load_model, open_device
 from midspan.engine.messages import (
     Abort,
     AddRequest,
+    Attach,
+    Detach,
     Fatal,
     FromEngine,
     Load,
+    Piece,
     Ping,
     Pong,
     Problem,
@@ -44,8 +47,9 @@ from midspan.engine.messages import (
     decode_to_engine,
     encode,
 )
+from midspan.engine.move_desk import MoveDesk
 from midspan.engine.step_loop import EngineCore
-from midspan.errors import DeviceLost, InvalidRequest, MidspanError
+from midspan.errors import DeviceLost, InvalidRequest, MidspanError, PluginError
 from midspan.settings import EngineSettings
 
 logger = logging.getLogger("midspan.engine")
@@ -106,6 +110,7 @@ class EngineServer:
     def __init__(self, connection: socket.socket, inbox: Inbox) -> None:
         self._connection = connection
         self._inbox = inbox
+        self._moves = MoveDesk(self._send)
         self._stopping = False
 
     def run(self) -> int:
@@ -124,6 +129,9 @@ class EngineServer:
                 core.close()
         except MidspanError as error:
             logger.debug("%s", error)  # The parent tells it to whoever should know.
+            cause = error.__cause__
+            if isinstance(error, PluginError) and cause is not None and not isinstance(cause, MidspanError):
+                logger.error("what the plugin '%s' raised", error.plugin, exc_info=cause)
             restartable = isinstance(error, DeviceLost)
             self._send(Fatal(code=error.code, message=error.message, remedy=error.remedy, restartable=restartable))
             return 1
@@ -191,6 +199,15 @@ class EngineServer:
         if isinstance(message, Abort):
             core.abort(message.request_id, message.index, reason=message.reason)
             return True
+        if isinstance(message, Detach):
+            self._moves.detach(core, message)
+            return True
+        if isinstance(message, Attach):
+            self._moves.attach(core, message)
+            return True
+        if isinstance(message, Piece):
+            self._moves.take(message.piece)
+            return False
         if isinstance(message, Ping):
             self._send(Pong(number=message.number))
         elif isinstance(message, Shutdown):

@@ -56,6 +56,10 @@ class RequestStream:
             self._over = True
             self._give_up()
 
+    def follow(self, give_up: Callable[[], None]) -> None:
+        """Another engine goes on with the request; called by that engine."""
+        self._give_up = give_up
+
     def feed(self, news: RequestOutput | MidspanError) -> None:
         """Add an increment, or the error that ends it; called by the engine."""
         self._news.put_nowait(news)

@@ -33,11 +33,16 @@ class Resumption:
         self._inside: set[str] = set()
         self._suspect: str | None = None
 
-    def let_in(self, request: AddRequest) -> None:
-        """Send a new request, at once where nobody is on trial and otherwise behind those who wait."""
+    def let_in(self, request: AddRequest, send: Callable[[AddRequest], None] | None = None) -> None:
+        """Send a new request, at once where nobody is on trial and otherwise behind those who wait.
+
+        Args:
+            request: the request.
+            send: how it is sent when that is at once; None: as all are.
+        """
         if self._on_trial is None:
             self._inside.add(request.request_id)
-            self._send(request)
+            (send or self._send)(request)
         else:
             self._waiting[request.request_id] = request
 

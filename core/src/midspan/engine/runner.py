@@ -30,11 +30,13 @@ class StepOutcome:
         token_ids: one for each sampled row of the step, 0 where the request failed.
         scores: logprobs by row, for rows that want them.
         failures: place in the step -> why that request failed.
+        device_seconds: the device's own time of the runs that succeeded, together; None where it does not tell.
     """
 
     token_ids: list[int]
     scores: dict[int, TokenScores] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    device_seconds: float | None = None
 
 
 class Runner:
@@ -102,6 +104,8 @@ class Runner:
         tokens = result.token_ids.tolist()
         if len(tokens) != sum(part.sampled):
             raise ValueError(f"the program returned {len(tokens)} tokens for {sum(part.sampled)} rows")
+        if result.device_seconds is not None:
+            outcome.device_seconds = (outcome.device_seconds or 0.0) + result.device_seconds
         invalid = None if result.invalid is None or not result.invalid.any() else result.invalid.tolist()
         begin = 0
         for place, row, sampled in zip(part.places, part.rows, part.sampled, strict=True):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from midspan.decoding.sampling_state import SamplingState
 from midspan.decoding.stopping import StopRule, stop_rule
 from midspan.engine.messages import AddRequest, PromptReport, SequenceStart, TokenScores
@@ -19,8 +21,9 @@ class Sequence:
     """A live sequence.
 
     Attributes:
-        request_id: of the request as the client knows it.
+        request: as it came, without its prompt and its sequences, which ``scheduled`` and ``state`` know.
         index: 0 to n - 1.
+        seed: of its random numbers.
         scheduled: the scheduler's side of it.
         state: the sampler's side of it.
         rule: when it ends.
@@ -29,14 +32,20 @@ class Sequence:
         prompt_scores: by position, where the prompt is scored.
     """
 
-    request_id: str
+    request: AddRequest
     index: int
+    seed: int
     scheduled: Request
     state: SamplingState
     rule: StopRule
     scheduled_time: float | None = None
     reported: bool = False
     prompt_scores: dict[int, TokenScores] = field(default_factory=dict)
+
+    @property
+    def request_id(self) -> str:
+        """Of the request as the client knows it."""
+        return self.request.request_id
 
     def report_prompt(self) -> PromptReport | None:
         """What is known of the prompt; the first time only."""
@@ -97,4 +106,5 @@ def make_sequence(
         bad_word_ids=request.bad_word_ids,
         output_ids=start.emitted_ids,
     )
-    return Sequence(request_id=request.request_id, index=start.index, scheduled=scheduled, state=state, rule=rule)
+    origin = msgspec.structs.replace(request, prompt_ids=[], sequences=[])
+    return Sequence(request=origin, index=start.index, seed=start.seed, scheduled=scheduled, state=state, rule=rule)

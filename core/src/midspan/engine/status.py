@@ -16,7 +16,7 @@ class StartupPhase(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
 
     Attributes:
         name: what is going on: ``"download"``, ``"unpack"``, ``"checkpoint"``, ``"device"``,
-            ``"graph"``, ``"compile"``, ``"weights"``, ``"cache"``, ``"warm-up"``, ``"ready"``.
+            ``"graph"``, ``"limits"``, ``"compile"``, ``"weights"``, ``"cache"``, ``"warm-up"``, ``"ready"``.
         detail: for people.
         done: units finished, or None where progress has no number.
         total: units in all, or None.
@@ -101,6 +101,7 @@ class EngineStatistics(msgspec.Struct, frozen=True, kw_only=True):
         finished: sequences that ended, by finish reason.
         step_tokens: tokens of the last step.
         step_seconds: duration of the last step.
+        step_device_seconds: the device's own time of the last step; None where it does not tell.
         restarts: times that the engine process was replaced.
     """
 
@@ -119,4 +120,5 @@ class EngineStatistics(msgspec.Struct, frozen=True, kw_only=True):
     finished: dict[str, int] = {}
     step_tokens: int = 0
     step_seconds: float = 0.0
+    step_device_seconds: float | None = None
     restarts: int = 0

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable
 
 from midspan.engine.batch_building import StepSlice
 from midspan.engine.loading import LoadedModel
-from midspan.engine.messages import AddRequest, SequenceEvent, StepEvents, TokenScores
+from midspan.engine.messages import AddRequest, MovedRequest, SequenceEvent, StepEvents, TokenScores
+from midspan.engine.migration import arrivals, pack, settle
 from midspan.engine.runner import Runner, StepOutcome
 from midspan.engine.sequence import Sequence, make_sequence, sequence_id
 from midspan.engine.status import EngineStatistics, ModelInfo
@@ -64,6 +65,7 @@ class EngineCore:
         self._finished: dict[str, int] = {}
         self._received = self._steps = self._prompt_tokens = self._generation_tokens = 0
         self._step_tokens, self._step_seconds = 0, 0.0
+        self._device_seconds: float | None = None
 
     def has_work(self) -> bool:
         """Whether a step would do something."""
@@ -107,6 +109,49 @@ class EngineCore:
         else:
             self._end(request_id, index, reason)
 
+    def detach(self, request_id: str) -> MovedRequest:
+        """Give a live request away with all its sequences and their cache content; its blocks are free afterwards.
+
+        Returns:
+            What ``attach`` of another engine of the same model takes, or of this one.
+
+        Raises:
+            InvalidRequest: there is no such live request.
+        """
+        indexes = sorted(self._indexes.get(request_id, ()))
+        if not indexes:
+            raise InvalidRequest(f"There is no live request {request_id!r}.", parameter="request_id")
+        moved = pack([self._sequences[sequence_id(request_id, index)] for index in indexes], self._loaded)
+        for index in indexes:
+            name = sequence_id(request_id, index)
+            del self._sequences[name]
+            self.scheduler.finish(name, "moved")
+        del self._indexes[request_id]
+        return moved
+
+    def attach(self, moved: MovedRequest) -> int:
+        """Go on with a request of another engine, at the token where it was.
+
+        Sequences for which there is no seat or no block wait, and are computed again from their tokens.
+
+        Returns:
+            How many tokens' cache content was taken over, over all sequences.
+
+        Raises:
+            InvalidRequest: a live request has its id.
+            MidspanError: it cannot go on here, see ``migration.arrivals``; this engine is unchanged.
+        """
+        request_id = moved.request.request_id
+        if request_id in self._indexes:
+            raise InvalidRequest(f"A live request has the id {request_id!r} already.", parameter="request_id")
+        arriving = arrivals(moved, self._loaded)
+        taken = settle(arriving, moved.pieces, self.scheduler, self._loaded)
+        for arrival in arriving:
+            self._sequences[arrival.sequence.scheduled.request_id] = arrival.sequence
+        self._indexes[request_id] = {arrival.sequence.index for arrival in arriving}
+        self._received += 1
+        return taken
+
     def step(self) -> StepEvents:
         """Run one step.
 
@@ -117,6 +162,7 @@ class EngineCore:
             DeviceLost: nothing on the device can be used any more.
         """
         began = self._clock()
+        self._device_seconds = None
         plan = self.scheduler.schedule()
         for request in plan.failed:
             self._fail(self._sequences[request.request_id], request.error or "the scheduler gave it up")
@@ -129,6 +175,7 @@ class EngineCore:
             self.scheduler.update(plan, outcome.token_ids)
             self._take_in(plan, sequences, lengths, outcome, began)
             self._steps += 1
+            self._device_seconds = outcome.device_seconds
             self._step_tokens = plan.token_count
         self._step_seconds = self._clock() - began
         return StepEvents(sequences=self.take_events(), statistics=self.statistics())
@@ -157,6 +204,7 @@ class EngineCore:
             finished=dict(self._finished),
             step_tokens=self._step_tokens,
             step_seconds=self._step_seconds,
+            step_device_seconds=self._device_seconds,
         )
 
     def close(self) -> None:

@@ -13,12 +13,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Union
 
 from midspan.engine.child import EngineChild
 from midspan.engine.engine_process import start_engine_process
 from midspan.engine.messages import (
+    Attached,
+    Detached,
     Fatal,
+    FromEngine,
     Load,
+    Piece,
     Ping,
     Pong,
     Problem,
@@ -46,15 +51,19 @@ class Owner:
 
     Attributes:
         take_in: hears of events.
+        moving: hears of requests that move.
         mourn: hears that the process died; answers whether it is known and gone what it died of.
         resume: hears that a fresh process takes requests, and sends those that shall go on.
         bury: hears that there will be no engine any more.
+        is_busy: whether requests wait for the process.
     """
 
     take_in: Callable[[StepEvents], None]
+    moving: Callable[[Union[Piece, Detached, Attached]], None]
     mourn: Callable[[], bool]
     resume: Callable[[], None]
     bury: Callable[[EngineDead], None]
+    is_busy: Callable[[], bool]
 
 
 class EngineSupervisor:
@@ -196,19 +205,40 @@ class EngineSupervisor:
         """Take in messages until the process is gone; its last words, if it had any."""
         while True:
             try:
-                message = await self._child.receive()
+                message = await self._hear(owner)
             except ProtocolError as error:
                 return Fatal(code=error.code, message=error.message)
             if message is None or isinstance(message, Fatal):
                 return message
             if isinstance(message, StepEvents):
                 owner.take_in(message)
+            elif isinstance(message, (Piece, Detached, Attached)):
+                owner.moving(message)
             elif isinstance(message, Pong):
                 answer = self._answers.get(message.number)
                 if answer is not None and not answer.done():
                     answer.set_result(True)
             elif isinstance(message, Problem):
                 logger.error("the engine refused a message: %s", message.message)
+
+    async def _hear(self, owner: Owner) -> FromEngine | None:
+        """The next message; last words that we put into its mouth when the process is silent although it has work."""
+        patience = self._settings.step_timeout
+        receiving = asyncio.ensure_future(self._child.receive())
+        was_busy = False
+        try:
+            while True:
+                # Twice half the time: work that came a moment ago is no reason yet.
+                await asyncio.wait({receiving}, timeout=None if patience is None else patience / 2)
+                if receiving.done():
+                    return receiving.result()
+                busy = owner.is_busy() or bool(self._answers)
+                if was_busy and busy:
+                    message = f"The engine process gave no sign for {patience:g} s although it has work."
+                    return Fatal(code=EngineDead.code, message=message, restartable=True)
+                was_busy = busy
+        finally:
+            receiving.cancel()
 
     async def _replace(self, owner: Owner) -> None:
         self.restarts += 1

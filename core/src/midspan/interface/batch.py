@@ -5,6 +5,8 @@ step, prefill and decode together (there are no phases), B the number of
 requests, S the number of rows to sample. A batch knows no request's name and
 no text.
 
+The arrays are the program's once they were given to it: the core changes none of them.
+
 Invariants: ``query_starts[0] == 0``, it increases strictly and ends with T;
 ``context_lengths[b]`` counts the tokens of request b in the cache once this
 step's own tokens are written, so the last token of request b has position
@@ -65,9 +67,9 @@ class SamplingBatch:
             token t may be chosen; None means all may.
         num_logprobs: how many top logprobs to return for every row (0: only the chosen
             token's own); None: no logprobs at all.
-        targets: int32 [S], and ``has_target`` bool [S]: where set, the row is not sampled:
-            its token is the target, and what is wanted is the target's logprob (prompt
-            scoring). Both None when no row is so.
+        targets: int32 [S], for rows that are not sampled: the row's token is its target, and
+            what is wanted is the target's logprob (prompt scoring). None when no row is so.
+        has_target: bool [S], which rows those are; None together with ``targets``.
     """
 
     temperature: Float32Array
@@ -94,9 +96,10 @@ class Batch:
         context_lengths: int32 [B].
         block_tables: per cache group, int32 [B, M]: the blocks that hold the request's
             tokens, in order; entry i holds positions ``i * block_size`` and on. Unused
-            entries, and entries wholly before a window, are the padding block.
+            entries, and entries wholly before a window, are the padding block. M is what this
+            step needs, or more.
         slots: per cache group, int32 [T]: where each token's key and value are
-            written, ``block * block_size + offset``.
+            written, ``block * block_size + offset``; in no order. No two are equal.
         rows_to_sample: int32 [S].
         sampling: how to choose for those rows.
     """

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,13 +65,21 @@ class CacheLayout:
 class Cache(Protocol):
     """Blocks on a device. Made by ``Device.allocate_cache``.
 
+    What a slot holds before a token was written to it is anything at all, not-a-numbers
+    included: whoever reads a block leaves out the slots beyond a request's context.
+
     Canonical layout, for reading and writing: ``[layers, 2, blocks, block_size,
     kv_heads, head_size]``, float32, keys at index 0 and values at index 1 of the
     second axis (for groups whose key and value sizes differ, the smaller is padded
     with zeros at its end).
+
+    A group or a block that does not exist is a ``LookupError`` or a ``MidspanError`` in each
+    method, block -1 included; so is data of another shape, or a ``ValueError``.
     """
 
     layout: CacheLayout
+    """What was asked for."""
+
     blocks: tuple[int, ...]
     """Blocks allocated for each group, the padding block included."""
 
@@ -84,7 +92,7 @@ class Cache(Protocol):
         ...
 
     def copy(self, group: str, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks on the device, each pair (from, to), all layers."""
+        """Copy whole blocks on the device, each pair (from, to), all layers; all are read before any is written."""
         ...
 
     def memory_bytes(self) -> int:
@@ -92,13 +100,10 @@ class Cache(Protocol):
         ...
 
     def close(self) -> None:
-        """Give the memory back. Reading afterwards is an error."""
+        """Give the memory back. May be called again; reading afterwards is an error."""
         ...
 
 
 def block_bytes(group: CacheGroup, block_size: int, element_bytes: int) -> int:
     """Bytes of one block of a group, for a device that adds no padding of its own."""
     return group.values_per_token() * block_size * element_bytes
-
-
-CacheArray = NDArray[Any]

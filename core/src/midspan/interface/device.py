@@ -2,6 +2,12 @@
 
 That is all that the core needs of hardware. The core has one model runner for
 all devices; a device never sees a request.
+
+The core calls a device, its programs and its caches from one thread at a time, not
+always the same one. It closes caches and programs before their device. One call may come in
+between: ``Device.close`` while another thread runs a step, to end a process; that step finishes
+or raises, and later ones raise. A plugin may be asked to open a device while another that it
+opened is still in use.
 """
 
 from __future__ import annotations
@@ -80,7 +86,10 @@ class Device(Protocol):
     """An opened device."""
 
     info: DeviceInfo
+    """What the probe found and the plugin opened."""
+
     capabilities: Capabilities
+    """What it claims; the same as long as it is open."""
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> Program:
         """Turn a graph into a program, with its weights on the device.
@@ -93,6 +102,8 @@ class Device(Protocol):
             UnsupportedOperation: a node that nothing here can execute.
             OutOfDeviceMemory: the weights do not fit.
             CheckpointError: from the weight source.
+            SettingsError: the bounds ask for a type that is not claimed, or for an operation or a
+                kernel that there is not.
         """
         ...
 
@@ -101,6 +112,7 @@ class Device(Protocol):
 
         Raises:
             OutOfDeviceMemory: they do not fit.
+            SettingsError: the layout's type is not claimed.
         """
         ...
 
@@ -120,7 +132,7 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Release all; programs and caches of this device are invalid afterwards."""
+        """Release all; programs and caches of this device are invalid afterwards. May be called again."""
         ...
 
 

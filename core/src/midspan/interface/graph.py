@@ -98,7 +98,7 @@ class Graph:
     Attributes:
         name: for people: the architecture and size.
         architecture: the published class name, ``LlamaForCausalLM``.
-        inputs: the values that a ``Batch`` supplies, see ``interface.batch.graph_inputs``.
+        inputs: the values that a ``Batch`` supplies, see ``interface.batch.graph_input_names``.
         outputs: names of the values that the program returns.
         values: every value by name, inputs included.
         weights: every weight by name.

@@ -15,10 +15,16 @@ import pluggy
 from midspan.interface.plugin import DevicePlugin
 
 PROJECT = "midspan"
+"""The name under which hooks are registered."""
+
 ENTRY_POINT_GROUP = "midspan.plugins"
+"""Where packages name the module with their hooks."""
 
 hookspec = pluggy.HookspecMarker(PROJECT)
+"""Marks a hook that the core calls."""
+
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a package's implementation of a hook."""
 
 
 @hookspec

@@ -33,6 +33,7 @@ class No:
 
 
 Support = Union[Yes, No]
+"""What a kernel answers when it is asked whether it serves a site."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,10 +44,14 @@ class KernelSite:
         node: the node.
         inputs: its input values (shapes may hold symbols).
         outputs: its output values.
-        weights: role -> the weight as it will be given, still packed.
+        weights: role -> the weight as it will be given, still packed; an optional weight that
+            the node does not have is not in it. A dense one comes in the checkpoint's type and
+            is rounded to ``dtype`` before anything is computed with it.
         dtype: what ``"activation"`` stands for in this program.
         cache_dtype: element type of the KV cache.
         block_size: tokens per cache block.
+        max_tokens, max_requests, max_context, max_sampled_rows: the program's ``Bounds``, for a kernel
+            of fixed shapes; 0 where they are not known.
     """
 
     node: Node
@@ -56,6 +61,10 @@ class KernelSite:
     dtype: str
     cache_dtype: str
     block_size: int
+    max_tokens: int = 0
+    max_requests: int = 0
+    max_context: int = 0
+    max_sampled_rows: int = 0
 
 
 def always(site: KernelSite) -> Support:
@@ -72,9 +81,11 @@ class Kernel:
         op: the operation.
         prepare: called once per node at compile, with the site. Packs weights, reads
             attributes and returns the function that is called in each step with the
-            node's input values, positionally, and that returns its output (a tuple when
-            there are several). An attention kernel's function gets, after its inputs,
-            the cache as the device made it.
+            node's input values, positionally, and that returns its output: the array itself
+            where the operation has one, a tuple in the operation's order where it has several.
+            An attention kernel's function gets, after its inputs, the cache as the device made
+            it. No function may write into its inputs, which other nodes read too; an output may
+            share memory with them. Rows come first in every array, and there may be none.
         supports: whether it can serve a site; a refusal says why.
         priority: the highest willing one is taken. Portable kernels have 0.
     """
@@ -97,6 +108,8 @@ class NodePlacement:
         fallback: True when the kernel is the runtime's portable one although the
             device's table has kernels for this operation, or has none.
         refused: (kernel, reason) for each that was asked and not taken.
+        others: kernels of the operation that were not asked, since the taken one comes first,
+            in the order in which they would have been.
     """
 
     node: str
@@ -104,6 +117,7 @@ class NodePlacement:
     kernel: str
     fallback: bool
     refused: tuple[tuple[str, str], ...] = ()
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,10 @@ from midspan.errors import GraphError
 from midspan.interface.graph import ACTIVATION, Attribute, Dim, Value, Weight
 
 Shape = tuple[Dim, ...]
+"""Sizes of a value, some of them symbols."""
+
 Infer = Callable[[Sequence[Value], Mapping[str, Weight], Mapping[str, Attribute]], Sequence[tuple[Shape, str]]]
+"""(inputs, weights by role, attributes) -> (shape, dtype) of each output."""
 
 REQUIRED = "<required>"
 """Marks an attribute that has no default."""

@@ -39,10 +39,12 @@ class DevicePlugin:
 
     Attributes:
         name: what people write after ``--device``; lower case, unique.
-        interface: the ``INTERFACE_VERSION`` that the plugin was built against.
-        probe: looks for devices; cheap (below 0.1 s) and imports no vendor library.
+        interface: (major, minor) of the interface that the plugin was built against, written out:
+            ``INTERFACE_VERSION`` would claim whatever core happens to be installed.
+        probe: looks for devices; cheap (below 0.1 s) and imports no vendor library. Called in a
+            thread of its own, also in processes that open no device.
         open: opens one of the found devices, with options of the plugin's own from
-            ``--device-option key=value``; an unknown key is a ``SettingsError``.
+            ``--device-option key=value``; an unknown key is a ``SettingsError`` that names it.
         description: one line for people.
     """
 

@@ -75,8 +75,11 @@ class Program(Protocol):
         the same data to the same slots, so a step may be repeated, whole or in part.
 
         Raises:
-            DeviceLost: the device is gone; nothing on it can be used any more.
-            OutOfDeviceMemory: this step did not fit; a smaller one may.
+            DeviceLost: the device is gone; nothing on it can be used any more. The engine ends
+                with it; a server starts another one and resumes the requests.
+            OutOfDeviceMemory: this step did not fit; a smaller one may, and the core tries that.
+            Exception: anything else is taken for the fault of one request: the core runs the
+                step again in halves until that one stands alone, and fails it.
         """
         ...
 
@@ -109,7 +112,11 @@ class Program(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FinishedStep:
-    """A ``StepOutput`` for devices that finish before they return."""
+    """A ``StepOutput`` for devices that finish before they return.
+
+    Attributes:
+        step_result: what ``result`` returns.
+    """
 
     step_result: StepResult
 

@@ -13,7 +13,7 @@ exposition format 0.0.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +68,21 @@ class EngineReading(Protocol):
     def restarts(self) -> int: ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObservedEngine:
+    """One engine process; its metrics bear its place in the list as the label ``engine``.
+
+    Attributes:
+        statistics: reads its counters; called at each scrape.
+        is_alive: whether it serves; called at each scrape.
+        cache_config: facts about its KV cache, as labels of ``cache_config_info``; the same names for all.
+    """
+
+    statistics: Callable[[], EngineReading]
+    is_alive: Callable[[], bool]
+    cache_config: Mapping[str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FinishedRequest:
     """What is measured of one prompt's generation; durations in seconds, None where it did not get so far.
@@ -104,9 +119,8 @@ class ServerMetrics:
 
     Args:
         model_name: label of every metric.
-        statistics: reads the engine's counters; called at each scrape.
-        is_alive: whether the engine answers; called at each scrape.
-        cache_config: facts about the KV cache, as labels of ``cache_config_info``.
+        engines: one or more, in the order of their numbers. What the server itself measures of a request
+            is not divided among them and bears the number 0.
         load_seconds: time that the start took.
         compatible_names: write everything a second time under ``vllm:``.
     """
@@ -115,22 +129,18 @@ class ServerMetrics:
         self,
         *,
         model_name: str,
-        statistics: Callable[[], EngineReading],
-        is_alive: Callable[[], bool],
-        cache_config: Mapping[str, str],
+        engines: Sequence[ObservedEngine],
         load_seconds: float,
         compatible_names: bool = True,
     ) -> None:
         self._labels = {"model_name": model_name, "engine": "0"}
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_EngineCollector(self._labels, statistics, is_alive))
+        self._registry.register(_EngineCollector(model_name, engines))
         self._output = CollectorRegistry(auto_describe=False)
         self._output.register(_Renamed(self._registry, compatible_names))
         self._create_histograms()
         self._create_counters()
         self._gauge("model_load_seconds", "Seconds from the start of loading until ready.").set(load_seconds)
-        info = self._gauge("cache_config_info", "Facts about the KV cache, as labels.", **cache_config)
-        info.set(1)
 
     def _create_histograms(self) -> None:
         histogram = self._histogram
@@ -207,42 +217,64 @@ class ServerMetrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, (*self._labels, *labels), registry=self._registry)
 
-    def _gauge(self, name: str, text: str, **facts: str) -> Gauge:
-        gauge = Gauge(PREFIX + name, text, (*self._labels, *facts), registry=self._registry)
-        return gauge.labels(**self._labels, **facts)
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(PREFIX + name, text, tuple(self._labels), registry=self._registry).labels(**self._labels)
 
 
 class _EngineCollector(Collector):
-    """Reads the engine's counters when they are asked for."""
+    """Reads the engines' counters when they are asked for."""
 
-    def __init__(
-        self, labels: Mapping[str, str], statistics: Callable[[], EngineReading], is_alive: Callable[[], bool]
-    ) -> None:
-        self._labels = labels
-        self._statistics = statistics
-        self._is_alive = is_alive
+    def __init__(self, model_name: str, engines: Sequence[ObservedEngine]) -> None:
+        self._model_name = model_name
+        self._engines = tuple(engines)
 
     def collect(self) -> Iterator[Metric]:
-        now = self._statistics()
-        yield self._gauge("num_requests_running", "Sequences that hold cache blocks.", now.running)
-        yield self._gauge("num_requests_waiting", "Sequences that wait for their turn.", now.waiting)
-        yield self._gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", now.cache_usage)
-        yield self._gauge("engine_up", "1 while the engine serves.", float(self._is_alive()))
-        yield self._counter("prompt_tokens", "Prompt tokens processed.", now.prompt_tokens)
-        yield self._counter("generation_tokens", "Tokens generated.", now.generation_tokens)
-        yield self._counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", now.prefix_queries)
-        yield self._counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", now.prefix_hits)
-        yield self._counter("num_preemptions", "Sequences that lost their blocks to others.", now.preemptions)
-        yield self._counter("engine_restarts", "Times that the engine process was replaced.", now.restarts)
+        now = [engine.statistics() for engine in self._engines]
+        yield self._gauge("num_requests_running", "Sequences that hold cache blocks.", [one.running for one in now])
+        yield self._gauge("num_requests_waiting", "Sequences that wait for their turn.", [one.waiting for one in now])
+        yield self._gauge(
+            "kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", [one.cache_usage for one in now]
+        )
+        yield self._gauge(
+            "engine_up", "1 while the engine serves.", [float(engine.is_alive()) for engine in self._engines]
+        )
+        yield self._counter("prompt_tokens", "Prompt tokens processed.", [one.prompt_tokens for one in now])
+        yield self._counter("generation_tokens", "Tokens generated.", [one.generation_tokens for one in now])
+        yield self._counter(
+            "prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", [one.prefix_queries for one in now]
+        )
+        yield self._counter(
+            "prefix_cache_hits", "Prompt tokens found in the prefix cache.", [one.prefix_hits for one in now]
+        )
+        yield self._counter(
+            "num_preemptions", "Sequences that lost their blocks to others.", [one.preemptions for one in now]
+        )
+        yield self._counter(
+            "engine_restarts", "Times that the engine process was replaced.", [one.restarts for one in now]
+        )
+        yield self._cache_config()
 
-    def _gauge(self, name: str, text: str, value: float) -> Metric:
-        family = GaugeMetricFamily(PREFIX + name, text, labels=tuple(self._labels))
-        family.add_metric(list(self._labels.values()), value)
+    def _gauge(self, name: str, text: str, values: Sequence[float]) -> Metric:
+        return self._filled(GaugeMetricFamily(PREFIX + name, text, labels=("model_name", "engine")), values)
+
+    def _counter(self, name: str, text: str, values: Sequence[float]) -> Metric:
+        return self._filled(CounterMetricFamily(PREFIX + name, text, labels=("model_name", "engine")), values)
+
+    def _filled(self, family: GaugeMetricFamily | CounterMetricFamily, values: Sequence[float]) -> Metric:
+        for number, value in enumerate(values):
+            family.add_metric([self._model_name, str(number)], value)
         return family
 
-    def _counter(self, name: str, text: str, value: float) -> Metric:
-        family = CounterMetricFamily(PREFIX + name, text, labels=tuple(self._labels))
-        family.add_metric(list(self._labels.values()), value)
+    def _cache_config(self) -> Metric:
+        names = tuple(self._engines[0].cache_config)
+        family = GaugeMetricFamily(
+            PREFIX + "cache_config_info",
+            "Facts about the KV cache, as labels.",
+            labels=("model_name", "engine", *names),
+        )
+        for number, engine in enumerate(self._engines):
+            facts = [engine.cache_config[name] for name in names]
+            family.add_metric([self._model_name, str(number), *facts], 1)
         return family
 
 

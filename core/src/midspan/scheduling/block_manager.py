@@ -163,6 +163,7 @@ class BlockManager:
         request.capacity = 0
         request.computed_tokens = 0
         request.committed_blocks = 0
+        request.private = False
 
     def find_prefix(self, request: Request) -> PrefixHit:
         """The longest beginning of a waiting request that blocks already hold.
@@ -221,14 +222,52 @@ class BlockManager:
         request.tables = tuple(tables)
         request.capacity = request.computed_tokens = hit.tokens
         request.committed_blocks = hit.tokens // self.block_size
+        request.private = request.leader is not None and request.leader.private
+
+    def restore(self, request: Request, tokens: int, *, base: Request | None = None, shared_tokens: int = 0) -> bool:
+        """Give a request blocks for tokens whose content the caller writes; they count as computed.
+
+        It becomes private. It owns no block yet.
+
+        Args:
+            request: gets the blocks.
+            tokens: how many; at least 1 and fewer than it has.
+            base: a private request that owns blocks and begins with the same tokens.
+            shared_tokens: how many these are; their full blocks are shared, in groups that keep all tokens.
+
+        Returns:
+            False when a group has too few blocks; nothing was changed.
+        """
+        entries = -(-tokens // self.block_size)
+        shared = 0 if base is None else min(shared_tokens, tokens) // self.block_size
+        starts = [shared if window is None else self._first_visible_block(tokens, window) for window in self._windows]
+        if any(entries - start > pool.available() for start, pool in zip(starts, self._pools, strict=True)):
+            return False
+        tables = []
+        for number, (pool, window, start) in enumerate(zip(self._pools, self._windows, starts, strict=True)):
+            table = BlockTable()
+            if window is not None:
+                table.blocks.extend([0] * start)
+                table.dropped = start
+            elif base is not None:
+                table.blocks.extend(base.tables[number].blocks[:start])
+                pool.share(table.blocks)
+            table.blocks.extend(pool.take(entries - start))
+            tables.append(table)
+        request.tables = tuple(tables)
+        request.capacity = entries * self.block_size
+        request.computed_tokens = tokens
+        request.private = True
+        return True
 
     def commit(self, request: Request) -> int:
         """Offer the blocks that became full to the prefix cache.
 
         Returns:
-            The count of computed tokens at which the next block is full; ``NEVER`` without caching.
+            The count of computed tokens at which the next block is full; ``NEVER`` without caching, and
+            for a private request.
         """
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or request.private:
             return NEVER
         full = request.computed_tokens // self.block_size
         keys = request.block_hashes
@@ -298,7 +337,8 @@ class BlockManager:
     def _block_at(self, request: Request, group: int, position: int) -> int:
         """A block that holds what the request's full block at a table position will; 0: there is none."""
         leader = request.leader
-        if leader is not None:
+        # The first block of a private request in a window holds only what that request itself still sees.
+        if leader is not None and not (leader.private and self._windows[group] is not None):
             shared = min(leader.prompt_length, leader.computed_tokens)
             if (position + 1) * self.block_size <= shared and leader.tables[group].blocks[position]:
                 return leader.tables[group].blocks[position]

@@ -90,6 +90,8 @@ class Request:
         block_hashes: prefix-cache keys of its full blocks, as far as they were needed.
         committed_blocks: full blocks that were offered to the prefix cache.
         milestone: count of computed tokens from which a commit is more than counting.
+        private: its blocks hold, or depend on, what another engine computed, so they are not offered to
+            the prefix cache; until it loses them.
     """
 
     __slots__ = (
@@ -107,6 +109,7 @@ class Request:
         "milestone",
         "preemptions",
         "priority",
+        "private",
         "prompt_length",
         "rank",
         "request_id",
@@ -169,6 +172,7 @@ class Request:
         self.block_hashes: list[bytes] = []
         self.committed_blocks = 0
         self.milestone = NEVER
+        self.private = False
 
     @property
     def prompt_ids(self) -> list[int]:

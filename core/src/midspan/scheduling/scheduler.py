@@ -12,9 +12,9 @@ which tokens came out, and which requests ended.
 
 Life of a step: ``schedule`` -> the caller runs the plan -> ``update`` -> ``finish`` for
 those that ended. A plan that was never updated is forgotten by the next ``schedule``,
-which plans the same tokens again. ``add``, ``abort``, ``fail`` and ``finish`` may come at
-any moment; blocks of a request that ends while a plan is under way are given back
-only when that plan is over, so nothing else can be written into them meanwhile.
+which plans the same tokens again. ``adopt`` may come between steps, ``add``, ``abort``, ``fail`` and ``finish`` at
+any moment; blocks of a request that ends while a plan is under way are given back only
+when that plan is over, so nothing else can be written into them meanwhile.
 
 Invariants (``check_integrity``): the running requests are sorted by rank, and only
 they own blocks, besides those that ended during the plan under way.
@@ -133,24 +133,32 @@ class Scheduler:
             ContextLengthExceeded: it may become longer than the model allows.
             CacheTooSmall: it could not run even alone.
         """
-        leader = self._requests.get(request.fork_of) if request.fork_of is not None else None
-        if request.request_id in self._requests:
-            raise InvalidRequest(
-                f"A request {request.request_id!r} is alive already.", remedy="Give each request an id of its own."
-            )
-        refuse_impossible(request, self.max_model_len, self.block_manager.longest_request())
-        if leader is not None:
-            refuse_foreign_fork(request, leader)
-        request.sequence = self._sequence
-        self._sequence += 1
-        request.rank = self._policy.rank(request)
-        request.leader = leader
-        self._requests[request.request_id] = request
-        if leader is not None and leader.computed_tokens < leader.prompt_length:
-            self._waiting.hold(request, leader.request_id)
-            self._pass_milestone(leader)
-        else:
-            self._waiting.push(request)
+        self._line_up(request, self._register(request))
+
+    def adopt(self, request: Request, tokens: int, *, base: Request | None = None, shared_tokens: int = 0) -> bool:
+        """Take a request that was computed elsewhere; the caller fills its blocks before the next step.
+
+        Args:
+            request: as for ``add``.
+            tokens: how many of its tokens count as computed.
+            base: see ``BlockManager.restore``.
+            shared_tokens: see ``BlockManager.restore``.
+
+        Returns:
+            False when a seat or blocks are missing: it waits and will be computed from its tokens.
+
+        Raises:
+            MidspanError: as ``add``.
+        """
+        leader = self._register(request)
+        seated = len(self._running) - self._ended_running < self._max_num_seqs
+        if not seated or not self.block_manager.restore(request, tokens, base=base, shared_tokens=shared_tokens):
+            self._line_up(request, leader)
+            return False
+        request.move_to(RequestStatus.RUNNING)
+        insort(self._running, request, key=_RANK)
+        self._pass_milestone(request)
+        return True
 
     def abort(self, request_id: str) -> bool:
         """End a request at any moment; tokens of a step under way are dropped. False: no such request."""
@@ -249,6 +257,31 @@ class Scheduler:
         if wrong:
             raise MidspanError("The scheduler's queues are broken: " + "; ".join(wrong))
         self.block_manager.check_integrity([*alive, *self._ended_in_step])
+
+    def _register(self, request: Request) -> Request | None:
+        """Give a new request its place in the order; its leader, if that one is alive."""
+        leader = self._requests.get(request.fork_of) if request.fork_of is not None else None
+        if request.request_id in self._requests:
+            raise InvalidRequest(
+                f"A request {request.request_id!r} is alive already.", remedy="Give each request an id of its own."
+            )
+        refuse_impossible(request, self.max_model_len, self.block_manager.longest_request())
+        if leader is not None:
+            refuse_foreign_fork(request, leader)
+        request.sequence = self._sequence
+        self._sequence += 1
+        request.rank = self._policy.rank(request)
+        self._requests[request.request_id] = request
+        return leader
+
+    def _line_up(self, request: Request, leader: Request | None) -> None:
+        """Let a registered request wait, for its turn or for its leader."""
+        request.leader = leader
+        if leader is not None and leader.computed_tokens < leader.prompt_length:
+            self._waiting.hold(request, leader.request_id)
+            self._pass_milestone(leader)
+        else:
+            self._waiting.push(request)
 
     def _plan_running(self, draft: StepDraft, first: int, stop: int) -> bool:
         """Plan ``running[first:stop]``; True when blocks ran out even so."""

@@ -10,6 +10,7 @@ Invariant: nothing is ever unpickled; a folder of pickled weights is refused.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from midspan.weights.stored_tensor import Checkpoint, StoredTensor
 __all__ = ["Checkpoint", "StoredTensor", "only_gguf_file", "open_checkpoint"]
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, *, weights: bool = True) -> Checkpoint:
     """Open a model for reading.
 
     Args:
         path: a folder with ``config.json`` and safetensors, a folder whose only model is one
             ``.gguf`` file, or a ``.gguf`` file.
+        weights: False: nothing but ``config.json`` is needed, and weights that lie beside it are not looked at.
 
     Returns:
         The checkpoint. Only headers were read; tensors stay mapped.
@@ -36,10 +38,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: files are missing, damaged or contradict each other.
         UnsupportedModel: the files are in a format, or of a model, that cannot be read here.
     """
+    if not path.exists():
+        raise ModelNotFound(f"There is no file or folder {path}.", remedy="Check the path.")
+    if not weights:
+        return _open_config(path)
     if path.is_file():
         return open_gguf_checkpoint(path)
-    if not path.is_dir():
-        raise ModelNotFound(f"There is no file or folder {path}.", remedy="Check the path.")
     alone = only_gguf_file(path)
     return open_gguf_checkpoint(alone) if alone is not None else _open_folder(path)
 
@@ -61,6 +65,20 @@ def _open_folder(folder: Path) -> Checkpoint:
             f"{folder} has weights and no config.json, which says what model they are.",
             remedy="Download the folder again; it must hold config.json, the safetensors and the tokenizer's files.",
         )
+    return _read_folder(folder, tensors)
+
+
+def _open_config(path: Path) -> Checkpoint:
+    if path.is_dir() and (path / "config.json").is_file():
+        return _read_folder(path, {})
+    found = "a GGUF file" if path.suffix == ".gguf" else "no folder" if path.is_file() else "a folder without it"
+    raise CheckpointError(
+        f"Weights can be made up for a model's config.json, and {path} is {found}.",
+        remedy="Name a folder with the model's config.json; nothing else needs to be in it.",
+    )
+
+
+def _read_folder(folder: Path, tensors: Mapping[str, StoredTensor]) -> Checkpoint:
     config = _read_object(folder / "config.json")
     quantization = config.get("quantization_config")
     if quantization:

@@ -14,12 +14,13 @@ from typing import Any
 from midspan.errors import ModelNotFound
 from midspan.weights.download_progress import DownloadProgress, Report
 
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken")
+_WEIGHTS = "*.safetensors"
+_WANTED = ("*.json", "*.model", "*.jinja", "merges.txt", "vocab.txt", "*.tiktoken")
 _UNWANTED = ("original/*", "consolidated*", "onnx/*", "*.bin.index.json")
 """The same weights once more, in other layouts."""
 
 
-def download_from_hub(name: str, *, revision: str | None, offline: bool, report: Report) -> Path:
+def download_from_hub(name: str, *, revision: str | None, offline: bool, report: Report, weights: bool = True) -> Path:
     """Fetch a repository's safetensors, configs and tokenizer files.
 
     Args:
@@ -27,6 +28,7 @@ def download_from_hub(name: str, *, revision: str | None, offline: bool, report:
         revision: branch, tag or commit; None: the default branch.
         offline: take what was fetched before, and ask nobody.
         report: called with the progress, from the library's threads.
+        weights: False: leave out the safetensors.
 
     Returns:
         The folder of that revision.
@@ -41,7 +43,7 @@ def download_from_hub(name: str, *, revision: str | None, offline: bool, report:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=list(_WANTED),
+            allow_patterns=[*_WANTED, *([_WEIGHTS] if weights else [])],
             ignore_patterns=list(_UNWANTED),
             local_files_only=offline,
             tqdm_class=_progress_bar(name, report),
@@ -64,7 +66,7 @@ def download_from_hub(name: str, *, revision: str | None, offline: bool, report:
         # The library lets through whatever its HTTP client raises, and that client has changed from
         # one release to another. All of it means that the model could not be fetched.
         raise _unreachable(name, offline, constants.ENDPOINT, error) from error
-    if not any(Path(folder).glob("*.safetensors")):
+    if weights and not any(Path(folder).glob(_WEIGHTS)):
         raise ModelNotFound(
             f"The hub's '{name}' has no safetensors.",
             remedy="If it has GGUF files, download one and name it; if it has pickles only, convert it to safetensors.",

@@ -37,6 +37,7 @@ def resolve_model(
     *,
     environment: Environment,
     revision: str | None = None,
+    weights: bool = True,
     report: Report = None,
 ) -> Path:
     """Find a model, downloading it if need be.
@@ -46,6 +47,7 @@ def resolve_model(
         environment: where downloads are kept, and whether they are allowed. Hub models lie in
             the hub library's own cache, which other programs share.
         revision: branch, tag or commit of a hub name; None: the default branch.
+        weights: False: the weights will not be read, and are left out of a download from a hub.
         report: called with the progress of downloads, perhaps from another thread.
 
     Returns:
@@ -59,11 +61,11 @@ def resolve_model(
         return _from_package(name, environment, report)
     path = Path(name).expanduser()
     if name and path.exists():
-        return _local(path, environment, report)
+        return path if path.is_dir() and not weights else _local(path, environment, report)
     looks_like_path = name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".whl") or "\\" in name
     if looks_like_path or not _HUB_NAME.fullmatch(name):
         raise _no_such_path(name, path)
-    return download_from_hub(name, revision=revision, offline=environment.offline, report=report)
+    return download_from_hub(name, revision=revision, weights=weights, offline=environment.offline, report=report)
 
 
 def _local(path: Path, environment: Environment, report: Report) -> Path:

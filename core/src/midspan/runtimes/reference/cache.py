@@ -55,28 +55,29 @@ class ReferenceCache:
     def read(self, group: str, blocks: Sequence[int]) -> NDArray[np.float32]:
         """Copy blocks out, float32 [layers, 2, blocks, block_size, kv_heads, size]."""
         keys, values = self._group(group)
-        layers, _, block_size, kv_heads, key_size = keys.shape
-        value_size = values.shape[-1]
-        shape = (layers, 2, len(blocks), block_size, kv_heads, max(key_size, value_size))
-        data = np.zeros(shape, np.float32)
-        chosen = np.asarray(blocks, np.int64)
-        data[:, 0, ..., :key_size] = keys[:, chosen]
-        data[:, 1, ..., :value_size] = values[:, chosen]
+        data = np.zeros(_canonical_shape(keys, values, len(blocks)), np.float32)
+        chosen = self._numbers(group, blocks)
+        data[:, 0, ..., : keys.shape[-1]] = keys[:, chosen]
+        data[:, 1, ..., : values.shape[-1]] = values[:, chosen]
         return data
 
     def write(self, group: str, blocks: Sequence[int], data: NDArray[np.float32]) -> None:
         """Fill blocks from the layout that ``read`` returns."""
         keys, values = self._group(group)
-        chosen = np.asarray(blocks, np.int64)
+        wanted = _canonical_shape(keys, values, len(blocks))
+        if data.shape != wanted:
+            raise GraphError(f"{len(blocks)} blocks of group '{group}' have the shape {wanted}, the data {data.shape}")
+        chosen = self._numbers(group, blocks)
         keys[:, chosen] = data[:, 0, ..., : keys.shape[-1]].astype(keys.dtype)
         values[:, chosen] = data[:, 1, ..., : values.shape[-1]].astype(values.dtype)
 
     def copy(self, group: str, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, each pair (from, to); all are read before any is written."""
+        arrays = self._group(group)
         if not pairs:
             return
-        sources, targets = (np.asarray(side, np.int64) for side in zip(*pairs, strict=True))
-        for array in self._group(group):
+        sources, targets = (self._numbers(group, side) for side in zip(*pairs, strict=True))
+        for array in arrays:
             array[:, targets] = array[:, sources]
 
     def memory_bytes(self) -> int:
@@ -87,9 +88,22 @@ class ReferenceCache:
         """Give the memory back."""
         self._arrays = {}
 
+    def _numbers(self, group: str, blocks: Sequence[int]) -> NDArray[np.int64]:
+        """Block numbers as an index; negative ones would count from the end."""
+        numbers = np.asarray(blocks, np.int64)
+        count = self._arrays[group][0].shape[1]
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < count:
+            raise IndexError(f"group '{group}' has blocks 0 to {count - 1}, not {blocks}")
+        return numbers
+
     def _group(self, name: str) -> tuple[Array, Array]:
         if not self._arrays:
             raise MidspanError("The cache was closed.")
         if name not in self._arrays:
             raise GraphError(f"the cache has no group '{name}', only {', '.join(self._arrays)}")
         return self._arrays[name]
+
+
+def _canonical_shape(keys: Array, values: Array, blocks: int) -> tuple[int, ...]:
+    layers, _, block_size, kv_heads, key_size = keys.shape
+    return layers, 2, blocks, block_size, kv_heads, max(key_size, values.shape[-1])

@@ -19,6 +19,7 @@ import numpy as np
 from midspan.errors import OutOfDeviceMemory, SettingsError
 from midspan.interface.cache import Cache, CacheLayout, block_bytes
 from midspan.interface.capabilities import Capabilities
+from midspan.interface.collectives import DeviceGroup
 from midspan.interface.device import Bounds, DeviceInfo, MemoryReport
 from midspan.interface.graph import Graph
 from midspan.interface.kernel import Kernel, Placement
@@ -31,6 +32,7 @@ from midspan.runtimes.reference.cache import ReferenceCache
 from midspan.runtimes.reference.element_types import ELEMENT_TYPES, element_type
 from midspan.runtimes.reference.kernels import KERNELS
 from midspan.runtimes.reference.program import ReferenceProgram, working_bytes
+from midspan.runtimes.reference.socket_collectives import SocketCollectives
 
 NAME = "reference"
 
@@ -38,6 +40,7 @@ CAPABILITIES = Capabilities(
     dtypes=tuple(ELEMENT_TYPES),
     cache_dtypes=tuple(ELEMENT_TYPES),
     block_sizes=(16, 8, 4, 1, 32, 64, 128),
+    max_world_size=8,
     batch_invariant=True,
     deterministic=True,
     shares_host_memory=True,
@@ -75,6 +78,7 @@ class ReferenceDevice:
         self._make_cache = make_cache
         self._programs: list[ReferenceProgram] = []
         self._caches: list[Cache] = []
+        self._groups: list[SocketCollectives] = []
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> ReferenceProgram:
         """Load the graph's weights and prepare each node."""
@@ -130,13 +134,32 @@ class ReferenceDevice:
     def synchronize(self) -> None:
         """Nothing to wait for: a step has finished when it returns."""
 
+    def join(self, group: DeviceGroup) -> SocketCollectives:
+        """Form a group over TCP, see ``GroupDevice``; arrays cross to the host and back.
+
+        Raises:
+            SettingsError: the group is larger than is claimed, or its settings cannot be right.
+            DeviceLost: the others did not come in time.
+        """
+        if group.world_size > self.capabilities.max_world_size:
+            raise SettingsError(
+                f"The device '{self.info.id}' works in groups of {self.capabilities.max_world_size} at most, not of "
+                f"{group.world_size}.",
+                remedy="Spread the model over fewer devices.",
+            )
+        collectives = SocketCollectives(group, arrays=self._arrays)
+        self._groups.append(collectives)
+        return collectives
+
     def close(self) -> None:
-        """Close all programs and caches."""
+        """Close all programs and caches, and leave all groups."""
         for program in self._programs:
             program.close()
         for cache in self._caches:
             cache.close()
-        self._programs, self._caches = [], []
+        for group in self._groups:
+            group.close()
+        self._programs, self._caches, self._groups = [], [], []
 
     def _place(
         self, graph: Graph, tensors: Mapping[str, PackedTensor], bounds: Bounds

@@ -3,7 +3,9 @@
 It reads the blocks that a step touches in the canonical layout, lets the
 definition work on the copy, and writes the blocks with new tokens back: slow,
 right, and all that a device with a cache of its own needs until it has an attention
-kernel. Knows the cache through the interface alone.
+kernel. Knows the cache through the interface alone, and so not how it rounds: in an
+element type that is not known here, new keys and values are written and read back
+before anything attends to them.
 """
 
 from __future__ import annotations
@@ -15,18 +17,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midspan.interface.cache import Cache, CacheGroup
-from midspan.runtimes.reference.element_types import element_type
+from midspan.runtimes.reference.element_types import ELEMENT_TYPES
 
 
 class _Copy:
     """Blocks of one group under numbers of their own, as the definition wants them."""
 
     def __init__(self, data: NDArray[np.float32], group: CacheGroup, dtype: str) -> None:
-        self._keys = data[:, 0, ..., : group.key_size].astype(element_type(dtype))
-        self._values = data[:, 1, ..., : group.value_size].astype(element_type(dtype))
+        element = ELEMENT_TYPES.get(dtype, data.dtype)
+        self._keys = data[:, 0, ..., : group.key_size].astype(element)
+        self._values = data[:, 1, ..., : group.value_size].astype(element)
 
     def layer(self, group: str, layer: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return self._keys[layer], self._values[layer]
+
+    def store(self, layer: int, slots: NDArray[Any], key: NDArray[Any], value: NDArray[Any]) -> None:
+        for array, new in zip(self.rows(layer), (key, value), strict=True):
+            array[slots] = new.reshape(len(slots), *array.shape[1:])
+
+    def rows(self, layer: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Views of keys and values by slot, [slots, kv_heads, size] each."""
+        keys, values = self._keys[layer], self._values[layer]
+        return keys.reshape(-1, *keys.shape[2:]), values.reshape(-1, *values.shape[2:])
 
     def canonical(self, blocks: NDArray[Any]) -> NDArray[np.float32]:
         keys, values = self._keys[:, blocks], self._values[:, blocks]
@@ -37,32 +49,45 @@ class _Copy:
         return data
 
 
-def through_copies(definition: Callable[..., Any], group_name: str) -> Callable[..., Any]:
+def through_copies(definition: Callable[..., Any], group_name: str, layer: int) -> Callable[..., Any]:
     """The definition's function for one node, made to work on any cache.
 
     Args:
         definition: takes an attention node's seven inputs and a cache of the reference's kind.
         group_name: of the node's cache group.
+        layer: the node's layer in the group.
 
     Returns:
         A function of the same inputs and any ``Cache``.
     """
 
     def run(*inputs: Any) -> Any:
-        *leading, block_table, slots, cache = inputs
+        query, key, value, query_starts, context_lengths, block_table, slots, given = inputs
+        cache: Cache = given
         group = _group(cache, group_name)
-        size = cache.layout.block_size
+        size, dtype = cache.layout.block_size, cache.layout.dtype
         written = np.unique(slots // size)
         blocks = np.unique(np.concatenate((written, block_table.reshape(-1))))
-        copy = _Copy(cache.read(group_name, blocks.tolist()), group, cache.layout.dtype)
         own_table = np.searchsorted(blocks, block_table).astype(np.int32)
         own_slots = (np.searchsorted(blocks, slots // size) * size + slots % size).astype(np.int32)
-        result = definition(*leading, own_table, own_slots, copy)
-        if written.size:
-            cache.write(group_name, written.tolist(), copy.canonical(np.searchsorted(blocks, written)))
+        own_written = np.searchsorted(blocks, written)
+        copy = _Copy(cache.read(group_name, blocks.tolist()), group, dtype)
+        if dtype not in ELEMENT_TYPES:
+            copy.store(layer, own_slots, key, value)
+            _write(cache, group_name, written, copy.canonical(own_written))
+            copy = _Copy(cache.read(group_name, blocks.tolist()), group, dtype)
+            key, value = (array[own_slots] for array in copy.rows(layer))
+        result = definition(query, key, value, query_starts, context_lengths, own_table, own_slots, copy)
+        if dtype in ELEMENT_TYPES:
+            _write(cache, group_name, written, copy.canonical(own_written))
         return result
 
     return run
+
+
+def _write(cache: Cache, group: str, blocks: NDArray[Any], data: NDArray[np.float32]) -> None:
+    if blocks.size:
+        cache.write(group, blocks.tolist(), data)
 
 
 def _group(cache: Cache, name: str) -> CacheGroup:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -156,7 +156,7 @@ def _straight_line(
         on_device = id(kernel) in own
         run = kernel.prepare(site)
         if node.op == "attention" and foreign_cache and not on_device:
-            run = through_copies(run, str(node.attributes["group"]))
+            run = through_copies(run, str(node.attributes["group"]), cast("int", node.attributes["layer"]))
         steps.append(
             _Step(
                 run=run,

@@ -9,6 +9,7 @@ checkpoint never stands in memory twice; nothing is chosen in a step.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
@@ -172,6 +173,7 @@ class TorchProgram:
         self._step = _bind(self.source, self._functions)
         self._samples = any(node.op == "sample" and node.outputs == graph.outputs for node in graph.nodes)
         self._working_bytes = _working_bytes(graph, bounds)
+        self._running = threading.Lock()
 
     def run(self, batch: Batch, cache: Cache) -> TorchStepOutput:
         """Execute one step, see ``Program``."""
@@ -233,15 +235,18 @@ class TorchProgram:
         return self._preparation.memory_bytes() + self._working_bytes
 
     def close(self) -> None:
-        """Release weights and code; running afterwards is an error."""
-        self._functions = ()
-        self._step = _closed
-        self._preparation.clear()
+        """Release weights and code, once a step that runs in another thread is over; running afterwards is an error."""
+        self._step = _closed  # first, so that a thread that runs step after step lets go of the lock
+        with self._running:
+            self._functions = ()
+            self._working_bytes = 0
+            self._preparation.clear()
 
     def _given(self, name: str, value: Any) -> Any:
         if isinstance(value, np.ndarray) and self._graph.values[name].dtype == ACTIVATION:
             return copy_in(value, torch_type(self._preparation.bounds.dtype), self._preparation.device)
-        return _as_input(value, self._preparation.device)
+        whole = value.copy(order="C") if isinstance(value, np.ndarray) else value  # it may lie in memory anyhow
+        return _as_input(whole, self._preparation.device)
 
     def _walk(self, batch: Batch, cache: Cache) -> Iterator[tuple[Instruction, int, dict[str, Any]]]:
         """Runs a step node by node: each instruction, its nanoseconds, and all values that are alive."""
@@ -262,7 +267,7 @@ class TorchProgram:
 
     def _evaluate(self, inputs: Sequence[Any], cache: Cache | None) -> tuple[torch.Tensor, ...]:
         try:
-            with torch.inference_mode():
+            with self._running, torch.inference_mode():
                 results: tuple[torch.Tensor, ...] = self._step(*inputs, cache)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise OutOfDeviceMemory(

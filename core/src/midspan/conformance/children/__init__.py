@@ -1,0 +1,1 @@
+"""Tasks that the suite runs in processes of their own, one module each; see ``child_process``."""

@@ -1,0 +1,1 @@
+"""A simulated device for Midspan: right numbers, modelled time, faults on demand."""
