@@ -1,4 +1,4 @@
-"""What tests of every kind share: weights in memory, and sequences driven through a device by hand.
+"""What tests of every kind share: their order, weights in memory, and sequences driven through a device by hand.
 
 ``drive`` runs a graph on any opened ``Device`` without scheduler, engine or text:
 it hands out blocks in a shuffled order, gives blocks before a window back, mixes
@@ -34,6 +34,19 @@ from midspan.interface import (
 )
 from midspan.interface.cache import PADDING_BLOCK
 from midspan.runtimes.reference.device import PLUGIN as REFERENCE
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where files are dealt out to several processes, let it be in the order below and not by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """There the files that take long come first: begun last, one would keep a process busy and the others waiting."""
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ import openai
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 DEVICES = ("reference", "cpu", "simulated")
 PROMPT = [7 + place % 200 for place in range(80)]
 

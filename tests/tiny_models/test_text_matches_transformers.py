@@ -22,6 +22,8 @@ from midspan.text.tokenizer_gguf import tokenizer_from_metadata
 from midspan.text.word_splits import WORD_SPLITS
 from midspan.weights.resolve import resolve_model
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "",
     " ",

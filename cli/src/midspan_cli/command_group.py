@@ -71,8 +71,8 @@ class PlainHelp(TyperCommand):
         words: list[str] = []
         current: str | None = None
         for previous, word in zip(["", *args], args, strict=False):
-            if word in flags:
-                current = word
+            if word.partition("=")[0] in flags:
+                current = word.partition("=")[0]
             elif current is not None and previous != current:
                 if NAMED_NUMBER.fullmatch(word):
                     words.append(current)

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, InstalledPlugin, PluginFailure
 
-GIBIBYTE = 2**30
-
 OK = "ok"
 UNAVAILABLE = "unavailable"
 FAILED = "failed"
@@ -74,20 +72,13 @@ def warnings(catalogue: DeviceCatalogue) -> list[str]:
     return [text for found in catalogue.plugins.values() for text in found.warnings()]
 
 
-def readable(count: int) -> str:
-    """A size for people, in the largest unit that leaves a whole part."""
-    for unit, size in (("GiB", GIBIBYTE), ("MiB", 2**20)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 2**10:.1f} KiB"
-
-
 def _reason(name: str, owner: DiscoveredDevice | PluginFailure, reason: str, remedy: str) -> dict[str, Any]:
     return {"name": name, "plugin": owner.distribution, "reason": reason, "remedy": remedy}
 
 
 def _device_plugin(found: DiscoveredDevice) -> dict[str, Any]:
     from midspan.devices.discovery import ProbeFailed
+    from midspan.devices.interface_version import version_text
     from midspan.interface.plugin import Unavailable
 
     result = {
@@ -95,7 +86,7 @@ def _device_plugin(found: DiscoveredDevice) -> dict[str, Any]:
         "entry_point": found.entry_point or None,
         "distribution": found.distribution,
         "version": found.version,
-        "interface": ".".join(str(part) for part in found.plugin.interface),
+        "interface": version_text(found.plugin.interface),
         "description": found.plugin.description,
         "import_seconds": round(found.import_seconds, 4),
         "probe_seconds": round(found.probe_seconds, 4),

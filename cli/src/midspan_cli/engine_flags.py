@@ -64,7 +64,7 @@ class EngineFlags:
     device: Annotated[
         list[str],
         typer.Option(
-            help="auto, a name, or name:index; see 'midspan devices'. Several make serve run an engine on each.",
+            help="auto, or a name that 'midspan devices' lists. serve takes several, and runs an engine on each.",
             rich_help_panel=DEVICE,
         ),
     ] = field(default_factory=lambda: [EngineSettings.device])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from midspan_cli.goals import Goal
 from midspan_cli.live_line import LiveLine
 from midspan_cli.load_report import summarize
 
-WARM_UP_TOKENS = 2
 PROMPT_SEED, WARM_UP_SEED = 0, 1
 MODELLED, MEASURED = "modelled", "measured"
 
@@ -66,8 +64,7 @@ class LocalLoad:
     def warm_up(self, count: int) -> None:
         """Run some short requests of which nothing is noted; their prompts are not those that are measured."""
         if count:
-            tokens = min(WARM_UP_TOKENS, self.shape.output_tokens)
-            shape = dataclasses.replace(self.shape, count=count, output_tokens=tokens, range_ratio=0.0)
+            shape = self.shape.warm_up(count)
             requests = plan_requests(shape, self.loaded.info.vocab_size, prompt_seed=WARM_UP_SEED)
             self._drive(requests, plan_arrivals(shape, math.inf), ignore_moment)
 

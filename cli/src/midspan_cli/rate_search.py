@@ -4,7 +4,8 @@ Knows numbers only: how a load is run at a rate is passed in.
 
 The search lies below what the device completes when all requests come at once: at a higher
 rate the queue would grow for as long as requests keep coming, whatever a short run shows. A
-run that keeps the goals counts only when it is long enough to show its steady state.
+run that keeps the goals counts only when it is long enough to show its steady state, or was made longer
+``LARGEST_GROWTH`` times and still keeps them.
 """
 
 from __future__ import annotations
@@ -109,11 +110,11 @@ def find_rate(measure: Measure, goals: Sequence[Goal], *, alone: Figures, count:
         else:
             high = rate
         rate = (low + high) / 2
-    return FoundRate(goals=goals, best=best, saturated=low == saturation, tried=tried)
+    return FoundRate(goals=goals, best=best, saturated=best is not None and low == saturation, tried=tried)
 
 
 def _steady(measure: Measure, rate: float, count: int, goals: Sequence[Goal]) -> Figures:
-    """The load at a rate, with more requests until it has broken the goals or shows its steady state."""
+    """The load at a rate, with more requests until it breaks the goals, shows its steady state or has grown enough."""
     for _ in range(LARGEST_GROWTH):
         figures = measure(rate, count)
         enough = steady_count(rate, figures)

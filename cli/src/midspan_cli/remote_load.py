@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,6 @@ from midspan_cli.remote_server import RemoteServer
 
 COMMON_IDS = 1000
 """Token ids below this exist in the vocabulary of any server."""
-
-WARM_UP_TOKENS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +45,9 @@ class RemoteLoad:
             MidspanError: one failed.
         """
         if count:
-            tokens = min(WARM_UP_TOKENS, self.shape.output_tokens)
-            shape = dataclasses.replace(self.shape, count=count, output_tokens=tokens, range_ratio=0.0)
-            for timing in self._send_all(plan_requests(shape, COMMON_IDS, prompt_seed=None), [0.0] * count):
+            for timing in self._send_all(
+                plan_requests(self.shape.warm_up(count), COMMON_IDS, prompt_seed=None), [0.0] * count
+            ):
                 if timing.error is not None:
                     raise MidspanError(timing.error)
 
@@ -71,20 +68,25 @@ class RemoteLoad:
     def _send_all(self, requests: Sequence[PlannedRequest], arrivals: Sequence[float]) -> list[RequestTiming]:
         begun = time.monotonic()
         workers = min(self.max_concurrency or len(requests), len(requests))
-        timings: list[RequestTiming] = []
+        sent: list[Future[RequestTiming]] = []
         with ThreadPoolExecutor(workers) as threads:
-            sent = threads.map(lambda request, arrival: self._send(request, begun + arrival), requests, arrivals)
-            for timing in sent:
-                timings.append(timing)
-                if self.line.is_due():
-                    self.line.show(f"{len(timings)}/{len(requests)} requests, at {time.monotonic() - begun:.1f} s")
-        return timings
+            for request, arrival in zip(requests, arrivals, strict=True):
+                # Handed over when it is due, so that there are as many threads as requests in flight.
+                time.sleep(max(0.0, begun + arrival - time.monotonic()))
+                sent.append(threads.submit(self._send, request))
+                self._show(sent, len(requests), begun)
+            for future in sent:
+                wait([future])
+                self._show(sent, len(requests), begun)
+        return [future.result() for future in sent]
 
-    def _send(self, request: PlannedRequest, moment: float) -> RequestTiming:
-        """Send a request at a moment, or at once when that is over; its latency counts from there."""
-        left = moment - time.monotonic()
-        if left > 0:
-            time.sleep(left)
+    def _show(self, sent: Sequence[Future[RequestTiming]], count: int, begun: float) -> None:
+        if self.line.is_due():
+            done = sum(future.done() for future in sent)
+            self.line.show(f"{done}/{count} requests, at {time.monotonic() - begun:.1f} s")
+
+    def _send(self, request: PlannedRequest) -> RequestTiming:
+        """Send a request; its latency counts from now."""
         body = {
             "model": self.model,
             "prompt": list(request.prompt_ids),

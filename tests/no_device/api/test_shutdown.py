@@ -18,6 +18,8 @@ import httpx
 import psutil
 import pytest
 
+pytestmark = pytest.mark.slow
+
 COMPLETIONS = "/v1/completions"
 ENDLESS = {"prompt": "the quick", "max_tokens": 4000, "ignore_eos": True, "stream": True, "temperature": 0.8}
 

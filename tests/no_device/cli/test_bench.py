@@ -17,12 +17,15 @@ import pytest
 from midspan.devices.discovery import DeviceCatalogue
 from midspan.engine.load_drive import RequestTiming
 from midspan.engine.messages import AddRequest
+from midspan.engine.planned_load import LoadShape
 from midspan.engine.step_loop import EngineCore
 from midspan.errors import SettingsError
 from midspan_cli.goals import Goal, parse_goals
 from midspan_cli.live_line import LiveLine
 from midspan_cli.load_report import percentile, summarize
 from midspan_cli.rate_search import find_rate
+from midspan_cli.remote_load import RemoteLoad
+from midspan_cli.remote_server import RemoteServer
 
 HERE = ("--device", "reference", "--kv-cache-memory-bytes", "4M")
 TICKING = ("--load-format", "dummy", "--device", "ticking", "--kv-cache-memory-bytes", "4M")
@@ -121,6 +124,8 @@ def test_goodput_counts_the_requests_that_kept_every_goal(bench: Any) -> None:
     assert result["goodput"]["goals"] == [f"ttft:{middle:g}", "e2el:100000"]
     assert result["goodput"]["requests_per_second"] == pytest.approx(20 / result["seconds"])
     assert bench(*load, "--goodput", "e2el:0.001")["goodput"]["good_requests"] == 0
+    joined = bench(*load, "--goodput=ttft:100000", "e2el:0.001")
+    assert joined["goodput"]["goals"] == ["ttft:100000", "e2el:0.001"]
 
 
 def test_the_largest_rate_that_keeps_the_goals_is_found(bench: Any) -> None:
@@ -183,6 +188,15 @@ def test_a_rate_that_only_a_short_run_keeps_is_not_taken() -> None:
     assert found.best is not None
     assert found.best.rate is not None
     assert 50 * 0.98 <= found.best.rate <= 50
+
+
+def test_a_server_that_fails_every_request_at_once_is_not_called_saturated() -> None:
+    def measure(rate: float, count: int) -> dict[str, Any]:
+        return {"failed": count, "requests": count, "requests_per_second": 0.0, "ttft_ms": None, "e2el_ms": None}
+
+    alone = {"failed": 0, "requests": 1, "requests_per_second": 1.0, "ttft_ms": {"p99": 1.0}, "e2el_ms": None}
+    found = find_rate(measure, (Goal(metric="ttft", milliseconds=20),), alone=alone, count=10).described()
+    assert (found["rate"], found["saturated"]) == (None, False)
 
 
 def test_a_run_too_short_for_a_steady_state_is_noted(bench: Any) -> None:
@@ -300,6 +314,22 @@ def test_a_server_gets_the_same_load(midspan: Any, token_server: tuple[str, list
     # The next run has other prompts, which no prefix cache of the server holds.
     midspan("bench", "--url", url, *SMALL, "--json")
     assert len({tuple(body["prompt"]) for body in bodies}) == 10
+
+
+def test_a_load_on_a_server_takes_as_many_threads_as_requests_are_in_flight() -> None:
+    threads: set[int] = set()
+
+    class QuickServer(RemoteServer):
+        def stream(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            threads.add(threading.get_ident())
+            yield {"choices": [{}], "usage": {"completion_tokens": body["max_tokens"]}}
+
+    shape = LoadShape(count=60, input_tokens=4, output_tokens=2)
+    server = QuickServer(url="http://nowhere.invalid", api_key=None)
+    load = RemoteLoad(server=server, model="quick", shape=shape, max_concurrency=None, line=LiveLine(quiet=True))
+    figures = load.measure(300.0, ())
+    assert (figures["requests"], figures["failed"], figures["output_tokens"]) == (60, 0, 120)
+    assert len(threads) < 30
 
 
 def test_figures_of_known_timings() -> None:

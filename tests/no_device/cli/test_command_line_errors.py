@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,15 @@ def test_the_entry_point_itself_imports_next_to_nothing() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture
+def heard_signals() -> Iterator[None]:
+    """Children hear control-C, even of a shell's background job, which starts with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard_signals")
 def test_control_c_while_a_model_is_loaded_ends_quietly(tiny_model: Path) -> None:
     command = [sys.executable, "-m", "midspan_cli", "run", str(tiny_model), "a", "--device", "reference"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -126,6 +136,7 @@ def test_control_c_while_a_model_is_loaded_ends_quietly(tiny_model: Path) -> Non
     assert all(line.startswith("[") for line in rest.splitlines()), rest
 
 
+@pytest.mark.usefixtures("heard_signals")
 def test_control_c_while_a_library_is_imported_ends_quietly(tmp_path: Path) -> None:
     # As numpy does: whatever goes wrong in an import is reported as a broken installation.
     (tmp_path / "touchy.py").write_text(

@@ -15,6 +15,8 @@ import pytest
 from midspan.interface import INTERFACE_VERSION
 from midspan_cli.plugin_package import SUFFIX, TEMPLATES, PluginPackage
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 CLI = ROOT / "cli"
 CONFIG = ROOT / "pyproject.toml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ import pytest
 from midspan import (
     LLM,
     AsyncEngine,
+    ContextLengthExceeded,
     EngineDead,
     EngineSettings,
     Environment,
@@ -25,9 +27,11 @@ from midspan import (
     SettingsError,
 )
 from midspan.cluster.replica_set import FAR_ABOVE, SPARE_REQUESTS, ReplicaSet
+from midspan.engine import async_engine
 from midspan.engine.output_processing import merge
 from midspan.engine.request_seeds import request_seed
 from midspan.engine.request_stream import RequestStream
+from midspan.engine.request_validation import PreparedRequest, prepare_request
 from midspan.engine.status import StartupPhase
 from midspan.errors import MidspanError
 
@@ -272,11 +276,43 @@ def test_moving_what_is_not_there_or_cannot_fit_changes_nothing(run: Run[Any], p
         assert not await first.migrate("stays", first)
         with pytest.raises(InvalidRequest, match="stays"):
             await first.migrate("stays", second)
+        limits = {"max_model_len": second.model.max_model_len, "max_logprobs": second.model.max_logprobs}
+        for wants, tight, error in (
+            (params(1, max_tokens=100), {"max_model_len": 100}, ContextLengthExceeded),
+            (params(1, max_tokens=100, logprobs=5), {"max_logprobs": 4}, InvalidRequest),
+        ):
+            large = await first.submit([7], wants, request_id="too large")
+            second.limit(**{**limits, **tight})
+            with pytest.raises(error, match="other engine"):
+                await first.migrate("too large", second)
+            second.limit(**limits)
+            await large.aclose()
         outputs = await asyncio.gather(whole(stream), whole(twin))
         assert tokens(outputs[0]) == tokens(outputs[1])
         await until_idle(pair)
 
     run(go())
+
+
+def test_nobody_takes_an_id_at_the_target_while_its_request_is_on_the_way(run: Run[Any], pair: ReplicaSet) -> None:
+    first, second = pair.replicas
+
+    async def go() -> None:
+        stream = await first.submit(LONG, params(1, max_tokens=100), request_id="taken")
+        await anext(stream)
+        moving = asyncio.ensure_future(first.migrate("taken", second))
+        await asyncio.sleep(0)
+        with pytest.raises(InvalidRequest, match="taken"):
+            await second.submit([7], params(1), request_id="taken")
+        assert not await first.migrate("taken", second), "it is leaving already"
+        assert await moving
+        await stream.aclose()
+        late = await second.submit([7], params(1), request_id="taken")
+        assert (await whole(late)).outputs[0].finish_reason == "length"
+        await until_idle(pair)
+
+    run(go())
+    assert pair.live_requests() == 0
 
 
 def test_a_client_that_leaves_during_a_move_leaves_nothing_behind(run: Run[Any], pair: ReplicaSet) -> None:
@@ -355,6 +391,9 @@ def test_requests_of_an_engine_that_cannot_be_replaced_go_on_in_the_other(
         async for piece in stream:
             joined = merge(joined, piece)
         assert not dying.is_alive()
+        gone = dying.statistics()
+        assert (gone.running, gone.waiting, gone.blocks_in_use, gone.cache_usage) == (0, 0, 0, 0.0)
+        assert gone.generation_tokens > 0
         assert replicas.is_alive()
         await replicas.check_health(60)
         os.kill(other.engine_pid(), signal.SIGKILL)
@@ -404,6 +443,64 @@ def test_a_replica_that_is_withdrawn_hands_its_requests_on_with_their_cache(
     assert (staying.statistics().blocks_in_use, replicas.live_requests()) == (0, 0)
     with pytest.raises(SettingsError, match="no replica 2"):
         run(replicas.withdraw(2, 1.0))
+
+
+def test_a_request_that_is_prepared_while_its_replica_is_withdrawn_goes_to_another_one(
+    run: Run[Any], start: Callable[..., ReplicaSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replicas = start()
+    leaving, staying = replicas.replicas
+    gate = threading.Event()
+
+    def prepare_late(*arguments: Any, **options: Any) -> PreparedRequest:
+        assert gate.wait(60)
+        return prepare_request(*arguments, **options)
+
+    async def go() -> RequestOutput:
+        busy = await leaving.submit(LONG, params(1, max_tokens=150), request_id="busy")
+        filler = await staying.submit(LONG, params(1, max_tokens=150), request_id="filler")
+        await anext(busy)
+        monkeypatch.setattr(async_engine, "LONG_TEXT", 0)
+        monkeypatch.setattr(async_engine, "prepare_request", prepare_late)
+        submitting = asyncio.ensure_future(replicas.submit([9], params(1), request_id="late"))
+        await asyncio.sleep(0)
+        assert leaving.knows("late")
+        withdrawing = asyncio.ensure_future(replicas.withdraw(0, 60.0))
+        await asyncio.sleep(0)
+        gate.set()
+        stream = await submitting
+        assert staying.knows("late")
+        assert await withdrawing == 1
+        for other in (busy, filler):
+            await other.aclose()
+        output = await whole(stream)
+        await until_idle(replicas)
+        return output
+
+    assert run(go()).outputs[0].finish_reason == "length"
+
+
+def test_a_replica_that_dies_while_it_is_withdrawn_still_hands_all_its_requests_on(
+    run: Run[Any], start: Callable[..., ReplicaSet], tiny_llm: LLM
+) -> None:
+    replicas = start()
+    expected = tiny_llm.generate([LONG] * 3, [params(number, max_tokens=120) for number in range(3)])
+    leaving = replicas.replicas[0]
+
+    async def go() -> tuple[list[RequestOutput], int]:
+        streams = [await leaving.submit(LONG, params(i, max_tokens=120), request_id=f"sick-{i}") for i in range(3)]
+        work = [asyncio.ensure_future(whole(stream)) for stream in streams]
+        while leaving.statistics().generation_tokens < 9:
+            await asyncio.sleep(0)
+        os.kill(leaving.engine_pid(), signal.SIGKILL)
+        moved = await replicas.withdraw(0, 0.0)
+        results = await asyncio.gather(*work)
+        await until_idle(replicas)
+        return list(results), moved
+
+    results, moved = run(go())
+    assert moved == 3
+    assert [tokens(one) for one in results] == [tokens(one) for one in expected]
 
 
 def test_a_start_tells_what_each_device_was_taken_for(pair: ReplicaSet, phases: list[StartupPhase]) -> None:

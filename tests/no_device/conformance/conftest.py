@@ -21,6 +21,14 @@ Install = Callable[..., Path]
 Failures = Callable[..., set[str]]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Nearly all of them run a good part of the suite, or start processes that do."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
+
+
 def write_plugin(folder: Path, *, name: str = "flawed", source: str | None = None) -> Path:
     """Put a package's module and its metadata where Python finds them, as an installer would."""
     text = (HERE / "flawed_plugin.txt").read_text(encoding="utf-8") if source is None else source

@@ -52,7 +52,7 @@ def test_the_reference_passes_from_any_folder_whatever_its_settings(
     assert report["counts"]["passed"] > 40
     assert report["counts"]["skipped"] == 8
     assert report["capabilities"]["batch_invariant"] is True
-    assert 0 < report["facts"]["probe_seconds"] < 0.1
+    assert "The probe takes" in done.text
     assert {check["outcome"] for check in report["checks"]} == {"passed", "skipped"}
 
 

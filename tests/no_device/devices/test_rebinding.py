@@ -9,6 +9,8 @@ from importlib.metadata import entry_points
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 Install = Callable[..., None]
 InChild = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -100,6 +100,8 @@ def test_content_survives_any_chain_of_block_sizes(tokens: int, sizes: list[int]
             side.fill(request, pieces)
             side.check()
             pieces = side.take(request)
+            largest = max(token_bytes(group) for group in groups)
+            assert max(len(piece.data) for piece in pieces) <= max(piece_bytes, largest)
             side.manager.release(request)
             side.check()
             assert side.manager.available() == (199, 199)

@@ -21,6 +21,8 @@ from midspan.engine.output_processing import merge
 from midspan.engine.request_stream import RequestStream
 from midspan.errors import ModelNotFound
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 60.0
 """Seconds after which a process that should have ended is taken for stuck."""
 

@@ -176,6 +176,26 @@ def test_a_virtual_clock_that_says_nothing_is_an_error_of_the_plugin(
     loaded.close()
 
 
+def test_a_step_that_fails_whole_passes_no_time_and_fails_its_request_alone(
+    tiny_model: Path, wrapping: Callable[..., DeviceCatalogue]
+) -> None:
+    def picky(batch: Batch, cache: Cache, program: Program) -> Any:
+        if 13 in batch.token_ids:
+            raise ValueError("no thirteens")
+        result = program.run(batch, cache).result()
+        return FinishedStep(step_result=StepResult(token_ids=result.token_ids, device_seconds=0.25))
+
+    asked = EngineSettings(model=str(tiny_model), kv_cache_memory_bytes=2**20)
+    loaded = load_model(asked, tiny_model, catalogue=wrapping(picky))
+    clock = VirtualClock()
+    core = EngineCore(loaded, asked, clock=clock.now)
+    requests = [PlannedRequest(prompt_ids=[token], output_tokens=1) for token in (13, 14)]
+    driven = drive_load(core, requests, [0.0, 1.0], clock)
+    loaded.close()
+    assert "no thirteens" in str(driven.timings[0].error)
+    assert (driven.timings[1].error, driven.seconds) == (None, 1.25)
+
+
 def test_without_a_clock_of_its_own_a_devices_time_is_the_hosts(tiny_model: Path, reference_only: Any) -> None:
     asked = EngineSettings(model=str(tiny_model), kv_cache_memory_bytes=2**20)
     loaded = load_model(asked, tiny_model, catalogue=reference_only)

@@ -15,7 +15,7 @@ from midspan.engine.messages import AddRequest, MovedRequest, ProtocolError, Seq
 from midspan.engine.migration import MoveRefused, decode_moved, encode_moved
 from midspan.engine.request_seeds import sequence_seed
 from midspan.engine.step_loop import EngineCore
-from midspan.errors import OutOfDeviceMemory
+from midspan.errors import DeviceLost, OutOfDeviceMemory
 from midspan.interface import Cache
 
 MakeLLM = Callable[..., LLM]
@@ -338,6 +338,44 @@ def test_an_attach_that_fails_half_way_leaves_nothing(make_llm: MakeLLM) -> None
     assert told(found) == told(alone(make_llm, "many"))
 
 
+class UnreadableCache(BrokenCache):
+    """A cache that cannot be read."""
+
+    def __init__(self, inner: Cache, error: Exception) -> None:
+        super().__init__(inner, writes=0)
+        self._error = error
+
+    def read(self, *arguments: Any) -> Any:
+        raise self._error
+
+
+def test_a_request_whose_cache_cannot_be_read_moves_without_it(make_llm: MakeLLM) -> None:
+    source, target = pair(make_llm)
+    found: Found = {}
+    source.add(add_request("many scored"))
+    run_steps(source, found, 5)
+    whole = source._loaded
+    source._loaded = dataclasses.replace(whole, cache=UnreadableCache(whole.cache, ValueError("a bad kernel")))  # type: ignore[arg-type]
+    assert move(source, target, "many scored") == 0
+    source._loaded = whole
+    finish(target, found)
+    assert told(found) == told(alone(make_llm, "many scored"))
+    check_empty(source)
+    check_empty(target)
+
+
+def test_a_request_stays_where_it_is_when_its_device_is_lost(make_llm: MakeLLM) -> None:
+    source, _ = pair(make_llm)
+    source.add(add_request("greedy"))
+    run_steps(source, {}, 3)
+    whole = source._loaded
+    source._loaded = dataclasses.replace(whole, cache=UnreadableCache(whole.cache, DeviceLost("it is gone")))  # type: ignore[arg-type]
+    with pytest.raises(DeviceLost):
+        source.detach("greedy")
+    source._loaded = whole
+    assert source.has_work()
+
+
 def spoiled(moved: MovedRequest) -> Iterator[tuple[str, MovedRequest]]:
     """The record with one thing wrong, each with what should be said of it."""
     change = msgspec.structs.replace
@@ -354,10 +392,9 @@ def spoiled(moved: MovedRequest) -> Iterator[tuple[str, MovedRequest]]:
     yield "shared", change(moved, sequences=[states[0], change(states[1], shared_tokens=10**9), *states[2:]])
     yield "shared", change(moved, sequences=[states[0], change(states[1], shared_tokens=-4), *states[2:]])
     yield "shared", change(moved, sequences=[change(states[0], shared_tokens=4), *states[1:]])
-    yield (
-        "scores of its prompt",
-        change(moved, sequences=[change(states[0], score_prompt=True, scored_tokens=3, reported=False), *states[1:]]),
-    )
+    for scored in (0, 3):
+        state = change(states[0], score_prompt=True, scored_tokens=scored, reported=False)
+        yield "scores of its prompt", change(moved, sequences=[state, *states[1:]])
     yield "states", change(moved, sequences=states[1:])
     yield "states", change(moved, sequences=[], request=change(request, sequences=[]))
     yield (
@@ -382,7 +419,7 @@ def test_a_record_whose_parts_do_not_fit_is_refused_and_changes_nothing(make_llm
             target.attach(decode_moved(encode_moved(wrong)))
         check_empty(target)
         count += 1
-    assert count == 16
+    assert count == 17
     payload = encode_moved(moved)
     for rubbish in (payload[:-1], b"", b"\xc1", payload + b"\x00", b"\x80"):
         with pytest.raises(ProtocolError, match="cannot be read"):

@@ -16,6 +16,8 @@ from midspan.errors import DeviceLost, InvalidRequest, OutOfDeviceMemory
 from midspan.interface import Batch, Cache, Program, StepOutput, StepResult
 from midspan.interface.program import FinishedStep
 
+pytestmark = pytest.mark.slow
+
 MakeLLM = Callable[..., LLM]
 POISON = 7
 
@@ -324,18 +326,6 @@ def test_a_step_that_does_not_fit_the_device_is_run_in_parts(
     scored = llm.generate([prompt(0)], params(0, prompt_logprobs=0))[0]
     assert scored.prompt_logprobs is not None
     assert len(scored.prompt_logprobs) == len(prompt(0))
-
-
-def test_a_program_that_returns_the_wrong_number_of_tokens_fails_requests_and_not_the_engine(
-    make_llm: MakeLLM, wrapping: Callable[..., DeviceCatalogue]
-) -> None:
-    def run(batch: Batch, cache: Cache, program: Program) -> StepOutput:
-        result = program.run(batch, cache).result()
-        return FinishedStep(step_result=StepResult(token_ids=result.token_ids[:0]))
-
-    llm = make_llm(catalogue=wrapping(run))
-    assert llm.generate([prompt(0)], params(0))[0].outputs[0].finish_reason == "error"
-    check_all_free(llm)
 
 
 def test_a_lost_device_is_said_to_the_caller(make_llm: MakeLLM, wrapping: Callable[..., DeviceCatalogue]) -> None:

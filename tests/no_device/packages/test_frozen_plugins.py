@@ -12,6 +12,8 @@ import pytest
 
 from midspan.interface.version import INTERFACE_VERSION
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "compatibility"
 DEVICES = {"midspan-frozen-0-9": ("frozen-whole", "frozen-kernels")}

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 EXAMPLE = "examples/whole_graph_device"
 ROOT = Path(__file__).resolve().parents[3]
 

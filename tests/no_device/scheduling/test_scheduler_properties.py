@@ -20,6 +20,8 @@ from hypothesis.stateful import (
 
 from midspan.errors import CacheTooSmall
 
+pytestmark = pytest.mark.slow
+
 BEGINNINGS = ([0] * 9, [0] * 5 + [1] * 12, [1, 2, 0, 1, 2, 0, 1, 2], [2])
 BUDGETS = st.sampled_from([24, 13, 7, 3, 1])
 SEATS = st.sampled_from([6, 4, 2, 1])

@@ -18,6 +18,8 @@ from midspan.errors import CheckpointError, UnsupportedModel
 from midspan.gguf_file import GgufFile, read_gguf
 from midspan.weights.gguf_checkpoint import open_gguf_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory, write_gguf: Any, published_tensors: Any) -> Path:

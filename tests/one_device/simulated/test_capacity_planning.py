@@ -15,6 +15,8 @@ import pytest
 
 from midspan_cli.main import run
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).resolve().parents[3] / "docs/benchmarks-and-planning.md"
 COMPUTED = re.compile(r"computed in [\d.]+ s")
 PLANNED = ("--load-format", "dummy", "--device-option", "numerics=off")

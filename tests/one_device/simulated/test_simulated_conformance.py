@@ -8,6 +8,8 @@ from midspan.conformance.report import Outcome, Report, to_text
 from midspan.conformance.subject import open_subject
 from midspan.conformance.suite import all_checks, run_checks
 
+pytestmark = pytest.mark.slow
+
 EVERYTHING = {
     "dtypes": "float32,bfloat16",
     "block_sizes": "24,7,1",

@@ -70,9 +70,9 @@ def bench(
     else:
         result = test.local(settings, host_seconds_per_step, quiet=as_json)
     as_text = json.dumps(result, indent=2)
+    typer.echo(as_text if as_json else _text(result))
     if output_json is not None:
         output_json.write_text(as_text + "\n", encoding="utf-8")
-    typer.echo(as_text if as_json else _text(result))
     if result["failed"]:
         raise typer.Exit(FAILED)
 

@@ -9,8 +9,13 @@ import typer
 
 
 def devices(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List devices, and why others are absent."""
+    """List devices, and why others are absent.
+
+    The names are those that --device takes. 'auto' takes the device of the highest preference; one below zero is taken
+    only by name. What is not here is listed with the reason and what to do.
+    """
     from midspan.devices.selection import AUTO, select_device
+    from midspan.engine.cache_planning import readable_bytes
     from midspan_cli import device_listing
     from midspan_cli.text_table import table
 
@@ -26,7 +31,7 @@ def devices(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
     rows = [
         (
             item["id"] + ("  <- auto" if item["id"] == best.info.id else ""),
-            device_listing.readable(item["memory_bytes"]),
+            readable_bytes(item["memory_bytes"]),
             str(item["preference"]),
             item["plugin"],
             item["description"],

@@ -34,7 +34,13 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     engine: EngineFlags,
 ) -> None:
-    """Check this machine; a device that is named, with a self-test of it; or a model."""
+    """Check this machine; a device that is named, with a self-test of it; or a model.
+
+    Alone it lists versions, devices and plugins, and what is wrong with them. --device NAME without a model runs the
+    quick part of the conformance suite on that device, which takes up to a minute. --model MODEL loads the model, there
+    or on what 'auto' takes: it shows where memory goes, which kernel serves each node and why others were refused, and
+    generates a few tokens.
+    """
     from midspan.errors import MidspanError
     from midspan_cli import device_listing
 
@@ -202,10 +208,10 @@ def _problems(report: dict[str, Any]) -> list[str]:
 
 
 def _text(report: dict[str, Any], tested: Report | None) -> str:
-    from midspan_cli.device_listing import readable
+    from midspan.engine.cache_planning import readable_bytes
 
     machine = report["machine"]
-    memory = readable(machine["memory_bytes"]) if machine["memory_bytes"] else "memory unknown"
+    memory = readable_bytes(machine["memory_bytes"]) if machine["memory_bytes"] else "memory unknown"
     lines = [
         f"Machine   {machine['system']}, {machine['usable_cores']} cores, {memory}",
         f"Python    {machine['python']}",
@@ -227,7 +233,7 @@ def _text(report: dict[str, Any], tested: Report | None) -> str:
 
 
 def _model_text(model: dict[str, Any]) -> list[str]:
-    from midspan_cli.device_listing import readable
+    from midspan.engine.cache_planning import readable_bytes
     from midspan_cli.text_table import table
 
     memory, test = model["memory"], model["self_test"]
@@ -239,8 +245,9 @@ def _model_text(model: dict[str, Any]) -> list[str]:
         "",
         f"Model     {model['name']} ({model['architecture']}) as {model['dtype']}",
         f"Runs on   {model['device_choice']}",
-        f"Memory    weights {readable(memory['weights_bytes'])}, cache {readable(memory['cache_bytes'])} for "
-        f"{memory['cache_tokens']} tokens as {memory['cache_dtype']}; up to {model['max_model_len']} tokens a request",
+        f"Memory    weights {readable_bytes(memory['weights_bytes'])}, "
+        f"cache {readable_bytes(memory['cache_bytes'])} for {memory['cache_tokens']} tokens "
+        f"as {memory['cache_dtype']}; up to {model['max_model_len']} tokens a request",
         f"Self-test {'passed' if test['passed'] else 'FAILED'}: {test['prompt']}{test['text']}",
         "",
         table(("NODE", "OPERATION", "KERNEL", "REFUSED"), rows),

@@ -22,7 +22,11 @@ def graph(
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON that can be read back.")] = False,
 ) -> None:
-    """Print a model's graph."""
+    """Print a model's graph.
+
+    The graph is what a device compiles: operations with their inputs, weights and shapes. No weight is read, so a
+    folder with config.json is enough. --after none shows it as the model's builder made it, before fusion.
+    """
     from midspan.devices.discovery import architectures, load_plugins
     from midspan.errors import SettingsError
     from midspan.graph.passes import PASSES, apply_passes

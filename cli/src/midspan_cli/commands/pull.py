@@ -15,7 +15,10 @@ def pull(
     *,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
 ) -> None:
-    """Download a model and print where it lies."""
+    """Download a model and print where it lies.
+
+    What lies in the cache (MIDSPAN_CACHE) is not downloaded again, and with MIDSPAN_OFFLINE=1 nothing is downloaded.
+    """
     from midspan.weights.resolve import resolve_model
 
     with StartupDisplay() as display:

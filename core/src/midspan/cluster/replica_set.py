@@ -86,7 +86,7 @@ class ReplicaSet:
         max_restarts: int = 3,
         processes: Sequence[EngineProcess] = (),
     ) -> ReplicaSet:
-        """Start an engine for each settings, all at once, and wait until all take requests.
+        """Fetch the model once for all, start an engine for each settings, and wait until all take requests.
 
         Args:
             settings: one for each replica; they differ in the device and what belongs to it.
@@ -107,14 +107,8 @@ class ReplicaSet:
         def from_thread(phase: StartupPhase) -> None:
             loop.call_soon_threadsafe(tell, phase)
 
-        # Once for all, so that it is downloaded once; each engine finds the files then.
-        await asyncio.to_thread(
-            locate_model,
-            settings[0],
-            environment,
-            report=from_thread,
-        )
-        given: list[EngineProcess | None] = [*processes] or [None] * len(settings)
+        await asyncio.to_thread(locate_model, settings[0], environment, report=from_thread)
+        given: Sequence[EngineProcess | None] = processes or [None] * len(settings)
         starts = [
             asyncio.ensure_future(
                 AsyncEngine.start(
@@ -233,15 +227,11 @@ class ReplicaSet:
         if not 0 <= number < len(self._engines):
             raise SettingsError(f"There is no replica {number}, only 0 to {len(self._engines) - 1}.")
         self._withdrawn.add(number)
-        leaving, moved = self._engines[number], 0
+        leaving = self._engines[number]
+        leaving.refuse()  # first, so that what is being prepared for it goes to another one too
+        moved = 0
         for request_id in leaving.live_ids():
-            target = self._other_than(number)
-            if target is None:
-                break
-            try:
-                moved += await leaving.migrate(request_id, target)
-            except MidspanError as error:
-                logger.warning("request %s ends where it is: %s", request_id, error)
+            moved += await self._hand_on(request_id, number)
         await leaving.drain(timeout)
         await leaving.close()
         return moved
@@ -253,6 +243,20 @@ class ReplicaSet:
     async def close(self) -> None:
         """End all engine processes; streams that still run get ``EngineDead``. May be called again."""
         await asyncio.gather(*(engine.close() for engine in self._engines))
+
+    async def _hand_on(self, request_id: str, number: int) -> bool:
+        """Move a request out of a replica; once more where an engine that took part was lost meanwhile."""
+        for _ in self._engines:
+            target = self._other_than(number)
+            if target is None:
+                break
+            try:
+                if await self._engines[number].migrate(request_id, target):
+                    return True
+            except MidspanError as error:
+                logger.warning("request %s ends where it is: %s", request_id, error)
+                break
+        return False
 
     def _open_places(self) -> list[int]:
         """Replicas that may take requests, the least loaded first; those that restart only where there is no other."""

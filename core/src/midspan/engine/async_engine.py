@@ -23,8 +23,9 @@ import msgspec
 from midspan.decoding.sampling_params import SamplingParams
 from midspan.engine.child import EngineChild
 from midspan.engine.engine_process import EngineProcess, start_engine_process
-from midspan.engine.live_requests import LiveRequests, LiveStream
-from midspan.engine.messages import Abort, AddRequest, SequenceEvent, SequenceStart, StepEvents
+from midspan.engine.event_delivery import EventDelivery
+from midspan.engine.live_requests import LiveRequests
+from midspan.engine.messages import AddRequest, SequenceStart, StepEvents
 from midspan.engine.model_location import locate_model
 from midspan.engine.model_text import ModelText, load_model_text
 from midspan.engine.output_processing import OutputProcessor
@@ -35,7 +36,7 @@ from midspan.engine.request_validation import PreparedRequest, check_priority, c
 from midspan.engine.restart_policy import RestartPolicy
 from midspan.engine.status import EngineStatistics, ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.engine.supervisor import EngineSupervisor, Owner
-from midspan.errors import ContextLengthExceeded, EngineDead, InvalidRequest, MidspanError, QueueFull
+from midspan.errors import ContextLengthExceeded, EngineDead, InvalidRequest, QueueFull
 from midspan.settings import EngineSettings, Environment
 from midspan.text.tokenizer import Tokenizer
 
@@ -63,6 +64,7 @@ class AsyncEngine:
         self._supervisor = supervisor
         self._live = LiveRequests(supervisor)
         self._moves = RequestMoves(self._live, supervisor)
+        self._delivery = EventDelivery(self._live, supervisor.send)
         self._pending: set[str] = set()
         self._statistics = EngineStatistics()
         self._draining = False
@@ -181,7 +183,7 @@ class AsyncEngine:
         live = self._live.find(request_id)
         if live is not None:
             self._live.abort(live)
-            self._end(live, "abort")
+            self._delivery.end(live, "abort")
 
     async def migrate(self, request_id: str, target: AsyncEngine) -> bool:
         """Have another engine of the same model go on with a live request, with its cache; its stream goes on.
@@ -193,21 +195,26 @@ class AsyncEngine:
             target: another engine, in the same event loop.
 
         Returns:
-            Whether it moved; False: it has ended, or goes on here.
+            Whether it moved; False: it has ended, goes on here, or is moving already.
 
         Raises:
             InvalidRequest: the other engine has a request of that id.
             ContextLengthExceeded: the request may become longer than the other engine serves.
+            InvalidRequest: it wants more logprobs than the other engine's device gives.
             EngineDead: the other engine is gone or about to go.
         """
         live = self._live.find(request_id)
-        if live is None or target is self:
+        if live is None or target is self or self._moves.is_leaving(live):
             return False
         target._check_alive()
         if target.knows(request_id):
             raise InvalidRequest(f"A live request has the id {request_id!r} already.", parameter="request_id")
         target._check_room(live.entry.request)
-        return await self._moves.leave(live, target._moves)
+        target._pending.add(request_id)  # nobody else may take the id while the request is on its way
+        try:
+            return await self._moves.leave(live, target._moves)
+        finally:
+            target._pending.discard(request_id)
 
     def inherit(self, find_heir: Callable[[], AsyncEngine | None]) -> None:
         """Let live requests go on elsewhere when this engine is gone for good.
@@ -239,10 +246,13 @@ class AsyncEngine:
         return (self,)
 
     def statistics(self) -> EngineStatistics:
-        """Counters and gauges as the engine last told them."""
-        unread = self._live.unread(self._statistics.received)
+        """Counters and gauges as the engine last told them; while it has no process, all live requests wait."""
+        told, restarts = self._statistics, self._supervisor.restarts
+        if self._supervisor.is_ready():
+            waiting = told.waiting + self._live.unread(told.received)
+            return msgspec.structs.replace(told, waiting=waiting, restarts=restarts)
         return msgspec.structs.replace(
-            self._statistics, waiting=self._statistics.waiting + unread, restarts=self._supervisor.restarts
+            told, running=0, waiting=len(self._live), blocks_in_use=0, cache_usage=0.0, restarts=restarts
         )
 
     def live_requests(self) -> int:
@@ -274,13 +284,17 @@ class AsyncEngine:
                 remedy="Look at its log; restart it if it hangs.",
             ) from error
 
+    def refuse(self) -> None:
+        """Take no more requests from now on, those that are being prepared among them."""
+        self._draining = True
+
     async def drain(self, timeout: float) -> None:
         """Take no more requests, wait for the live ones, then abort what is left.
 
         Args:
             timeout: seconds to wait.
         """
-        self._draining = True
+        self.refuse()
         try:
             await asyncio.wait_for(self._live.idle.wait(), timeout)
         except asyncio.TimeoutError:
@@ -337,6 +351,13 @@ class AsyncEngine:
                 f"The request may reach {most} tokens; the limit of the other engine is {self.model.max_model_len}.",
                 remedy="Let it end where it is.",
             )
+        wanted = max(request.params.logprobs or 0, request.params.prompt_logprobs or 0)
+        if wanted > self.model.max_logprobs:
+            raise InvalidRequest(
+                f"The request wants {wanted} logprobs; the other engine gives {self.model.max_logprobs}.",
+                remedy="Let it end where it is.",
+                parameter="logprobs",
+            )
 
     def _mourn(self) -> bool:
         """The engine process died; whether a request was found guilty of it, and ended."""
@@ -346,7 +367,7 @@ class AsyncEngine:
             return False
         logger.error("the engine process died of request %s", guilty.request_id)
         self._live.strike(guilty)
-        self._end(guilty, "error", "The engine process died again while it ran this request alone.")
+        self._delivery.end(guilty, "error", "The engine process died again while it ran this request alone.")
         return True
 
     def _resume(self) -> None:
@@ -354,50 +375,15 @@ class AsyncEngine:
         self._statistics = EngineStatistics()
         logger.warning("%d requests go on in a fresh engine process", self._live.resume())
 
-    def _end(self, live: LiveStream, reason: str, error: str | None = None) -> None:
-        """End a request that was struck off; its stream gets what is left and the reason."""
-        events = [
-            SequenceEvent(request_id=live.wire_id, index=index, finish_reason=reason, error=error)
-            for index in live.entry.live()
-        ]
-        output = live.processor.process(events, time.monotonic()).output
-        if output is not None:
-            live.stream.feed(output)
-
     def _take_in(self, message: StepEvents) -> None:
         self._statistics = message.statistics
-        now = time.monotonic()
-        for event in message.sequences:
-            live = self._live.find_sent(event.request_id)
-            if live is None:
-                continue
-            try:
-                self._deliver(live, event, now)
-            except Exception as error:
-                # A fault in making one request's text must not stop the others' streams.
-                logger.exception("the output of request %s could not be made", live.request_id)
-                self._live.give_up(live.wire_id)
-                live.stream.feed(MidspanError(f"The output could not be made: {type(error).__name__}: {error}"))
-
-    def _deliver(self, live: LiveStream, event: SequenceEvent, now: float) -> None:
-        progress = live.processor.process([event], now)
-        scored = event.prompt is not None and event.prompt.scores is not None
-        live.entry.emit(event.index, event.token_ids, prompt_scored=scored)
-        if live.processor.is_finished(event.index):
-            live.entry.end(event.index)
-        self._live.generated(event.request_id, event.index)
-        for index in progress.stopped:
-            self._supervisor.send(Abort(request_id=event.request_id, index=index, reason="stop"))
-        if progress.output is not None:
-            if progress.output.finished:
-                self._live.strike(live)
-            live.stream.feed(progress.output)
+        self._delivery.take_in(message.sequences)
 
     def _bury(self, error: EngineDead) -> None:
         """There will be no process any more: live requests go to heirs, or end."""
         for live in self._live:
             heir = None if self._find_heir is None else self._find_heir()
-            if heir is not None:
+            if heir is not None and heir._live.find(live.request_id) is None:
                 self._live.strike(live)
                 heir._moves.take_over(live, None)
         self._end_streams(error)

@@ -20,7 +20,7 @@ from midspan.engine.messages import CachePiece
 from midspan.interface.cache import Cache, CacheGroup
 
 PIECE_BYTES = 16 * 2**20
-"""About how much one piece holds: many fit a message's limit, and few are in memory at once."""
+"""What one piece holds at most, where a token is not larger: far below a message's limit, however large blocks are."""
 
 CANONICAL = np.dtype("<f4")
 
@@ -45,21 +45,22 @@ def read_tokens(
         end: position behind the last one.
     """
     size = cache.layout.block_size
-    step = max(1, PIECE_BYTES // (token_bytes(group) * size))
-    for entry in range(first // size, -(-end // size) if first < end else 0, step):
-        last = min(entry + step, -(-end // size))
+    most = max(1, PIECE_BYTES // token_bytes(group))
+    for entry, last in _runs(group, size, first, end):
         blocks = cache.read(group.name, [int(block) for block in table[entry:last]])
         tokens = blocks.reshape(*blocks.shape[:2], -1, *blocks.shape[4:])
-        begin, stop = max(first, entry * size), min(end, last * size)
-        chosen = tokens[:, :, begin - entry * size : stop - entry * size]
-        yield CachePiece(
-            request_id=request_id,
-            index=index,
-            group=group.name,
-            first=begin,
-            tokens=stop - begin,
-            data=chosen.astype(CANONICAL).tobytes(),
-        )
+        reached = min(end, last * size)
+        for begin in range(max(first, entry * size), reached, most):
+            stop = min(begin + most, reached)
+            chosen = tokens[:, :, begin - entry * size : stop - entry * size]
+            yield CachePiece(
+                request_id=request_id,
+                index=index,
+                group=group.name,
+                first=begin,
+                tokens=stop - begin,
+                data=chosen.astype(CANONICAL).tobytes(),
+            )
 
 
 def write_tokens(
@@ -76,12 +77,18 @@ def write_tokens(
         end: position behind the last one.
     """
     size = cache.layout.block_size
-    step = max(1, PIECE_BYTES // (token_bytes(group) * size))
-    for entry in range(first // size, -(-end // size) if first < end else 0, step):
-        last = min(entry + step, -(-end // size))
+    for entry, last in _runs(group, size, first, end):
         tokens = joined(pieces, group, entry * size, last * size)
         data = tokens.reshape(*tokens.shape[:2], last - entry, size, *tokens.shape[3:])
         cache.write(group.name, [int(block) for block in table[entry:last]], data)
+
+
+def _runs(group: CacheGroup, block_size: int, first: int, end: int) -> Iterator[tuple[int, int]]:
+    """Table entries of tokens ``first`` to ``end - 1``, as (first, behind the last) of runs of about a piece each."""
+    step = max(1, PIECE_BYTES // (token_bytes(group) * block_size))
+    behind = -(-end // block_size) if first < end else 0
+    for entry in range(first // block_size, behind, step):
+        yield entry, min(entry + step, behind)
 
 
 def joined(pieces: Sequence[CachePiece], group: CacheGroup, first: int, end: int) -> NDArray[np.float32]:

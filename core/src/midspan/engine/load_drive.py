@@ -194,7 +194,8 @@ class _Drive:
         self.statistics = events.statistics
         if self.statistics.steps > before:
             seconds = self.statistics.step_device_seconds
-            self._clock.pass_step(seconds)
+            if seconds is not None or not any(event.error for event in events.sequences):
+                self._clock.pass_step(seconds)  # a step of which every run failed has no duration to tell
             if seconds is not None:
                 self.device_seconds = (self.device_seconds or 0.0) + seconds
             self.cache_usage_peak = max(self.cache_usage_peak, self.statistics.cache_usage)

@@ -13,6 +13,7 @@ sequence that finds no room waits and is computed again from its tokens.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Ordered
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -23,11 +24,13 @@ from midspan.engine.cache_pieces import fault, read_tokens, write_tokens
 from midspan.engine.loading import LoadedModel
 from midspan.engine.messages import AddRequest, CachePiece, MovedRequest, MovedSequence, ProtocolError, SequenceStart
 from midspan.engine.sequence import Sequence, make_sequence
-from midspan.errors import ContextLengthExceeded, MidspanError
+from midspan.errors import ContextLengthExceeded, DeviceLost, MidspanError
 from midspan.interface.cache import Cache, CacheGroup
 from midspan.interface.graph import Graph
 from midspan.scheduling.request import Request
 from midspan.scheduling.scheduler import Scheduler
+
+logger = logging.getLogger("midspan.engine")
 
 
 class MoveRefused(MidspanError):
@@ -86,17 +89,29 @@ def pack(sequences: Ordered[Sequence], loaded: LoadedModel) -> MovedRequest:
 
     Args:
         sequences: by rising index, between two steps.
-        loaded: the engine's model, with the cache that holds their blocks.
+        loaded: the engine's model, with the cache that holds their blocks. Where it cannot be read, the
+            request moves without content, to be computed again.
+
+    Raises:
+        DeviceLost: the cache is gone with its device.
     """
     groups, cache = loaded.graph.cache, loaded.cache
     base = next((sequence.scheduled for sequence in sequences if sequence.scheduled.computed_tokens), None)
-    states, pieces = [], []
-    for sequence in sequences:
-        scheduled = sequence.scheduled
-        shared = 0 if base is None or scheduled is base else _shared_tokens(groups, base, scheduled, cache)
-        states.append(_state(sequence, shared))
-        if scheduled.computed_tokens:
-            pieces += _read(cache, groups, sequence, shared)
+    states: list[MovedSequence] = []
+    pieces: list[CachePiece] = []
+    try:
+        for sequence in sequences:
+            scheduled = sequence.scheduled
+            shared = 0 if base is None or scheduled is base else _shared_tokens(groups, base, scheduled, cache)
+            states.append(_state(sequence, shared))
+            if scheduled.computed_tokens:
+                pieces += _read(cache, groups, sequence, shared)
+    except DeviceLost:
+        raise
+    except Exception:
+        logger.exception("the cache of request %s cannot be read; it moves without", sequences[0].request_id)
+        bare = [_state(sequence, 0) for sequence in sequences]
+        states, pieces = [msgspec.structs.replace(state, computed_tokens=0) for state in bare], []
     return MovedRequest(
         fingerprint=model_fingerprint(loaded.graph),
         request=_resumption(sequences),
@@ -299,7 +314,8 @@ def _sequence_fault(
         return "a token is not in the vocabulary"
     if not 0 <= state.computed_tokens < len(tokens) or not 0 <= state.scored_tokens <= len(request.prompt_ids):
         return f"{state.computed_tokens} computed and {state.scored_tokens} scored of {len(tokens)} tokens"
-    scored = range(1, min(state.scored_tokens + 1, len(request.prompt_ids)))
+    # Computed rows are never scored again, so theirs must be there whatever the count of scored ones says.
+    scored = range(1, min(max(state.scored_tokens, state.computed_tokens) + 1, len(request.prompt_ids)))
     if state.score_prompt and not state.reported and not set(scored) <= set(state.prompt_scores):
         return "scores of its prompt are missing"
     if first is None or not state.computed_tokens:

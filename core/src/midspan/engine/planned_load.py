@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from midspan.errors import SettingsError
+
+WARM_UP_TOKENS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,11 @@ class LoadShape:
                 f"The range ratio of a load's lengths must be at least 0 and below 1, not {self.range_ratio:g}.",
                 remedy="0.5 makes lengths between half and one and a half of the mean.",
             )
+
+    def warm_up(self, count: int) -> LoadShape:
+        """So many requests of this kind that end soon, to run before what is measured."""
+        tokens = min(WARM_UP_TOKENS, self.output_tokens)
+        return replace(self, count=count, output_tokens=tokens, range_ratio=0.0)
 
     def longest_request(self) -> int:
         """Tokens of prompt and answer that a request of this load has at most."""

@@ -51,11 +51,13 @@ class RequestMoves:
         self._supervisor = supervisor
         self._moves: dict[str, _Move] = {}
 
+    def is_leaving(self, live: LiveStream) -> bool:
+        """Whether a request is on its way out."""
+        return live.wire_id in self._moves
+
     async def leave(self, live: LiveStream, target: RequestMoves) -> bool:
-        """Have a request go on in another engine; False: it ended meanwhile, or goes on here, or leaves already."""
+        """Have a request go on in another engine, where it is not leaving yet; False: it ended, or goes on here."""
         wire_id = live.wire_id
-        if wire_id in self._moves:
-            return False
         move = self._moves[wire_id] = _Move(target=target, done=asyncio.get_running_loop().create_future())
         if self._supervisor.is_ready():
             self._supervisor.send(Detach(request_id=wire_id))
@@ -75,7 +77,7 @@ class RequestMoves:
             live = self._live.find_sent(message.request_id)
             if live is not None:
                 logger.warning("a request is computed again, its cache was refused: %s", message.problem)
-                self._supervisor.send(live.entry.resumption())
+                self._live.send(live.entry.resumption())
 
     def lost(self) -> None:
         """The process died: nothing leaves it any more."""
@@ -100,7 +102,8 @@ class RequestMoves:
         moved = None if answer.moved is None else msgspec.structs.replace(answer.moved, pieces=move.pieces)
         gone = live is not None and move.target._is_open()
         if live is not None and gone:
-            self._live.strike(live)
+            # Not only struck off: where the process knew it not, it may be on its way there since.
+            self._live.abort(live)
             move.target.take_over(live, moved)
         elif live is not None and moved is not None:
             request = live.entry.resumption()

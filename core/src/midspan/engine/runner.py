@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from midspan.devices.step_contract import fetch_result
 from midspan.engine.batch_building import StepSlice, build_batch, limit_rows
 from midspan.engine.messages import TokenScores
 from midspan.errors import DeviceLost, OutOfDeviceMemory
@@ -80,7 +81,13 @@ class Runner:
             return
         try:
             batch = build_batch(part, self._groups, self._block_size, self._vocab_size)
-            result = self._program.run(batch, self._cache).result()
+            result = fetch_result(
+                self._program.run(batch, self._cache),
+                rows=len(batch.rows_to_sample),
+                vocab_size=self._vocab_size,
+                num_logprobs=batch.sampling.num_logprobs,
+                device=self._program.placement.device,
+            )
             self._gather(part, result, outcome)
         except DeviceLost:
             raise
@@ -102,8 +109,6 @@ class Runner:
 
     def _gather(self, part: StepSlice, result: StepResult, outcome: StepOutcome) -> None:
         tokens = result.token_ids.tolist()
-        if len(tokens) != sum(part.sampled):
-            raise ValueError(f"the program returned {len(tokens)} tokens for {sum(part.sampled)} rows")
         if result.device_seconds is not None:
             outcome.device_seconds = (outcome.device_seconds or 0.0) + result.device_seconds
         invalid = None if result.invalid is None or not result.invalid.any() else result.invalid.tolist()

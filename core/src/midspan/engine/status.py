@@ -86,7 +86,7 @@ class EngineStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Counters and gauges of an engine; totals count since its process started.
 
     Attributes:
-        received: add messages taken in.
+        received: requests that came, new or moved, refused ones among them.
         running: sequences that hold blocks.
         waiting: sequences that wait for their first or next turn.
         blocks_in_use: cache blocks that sequences hold, over all groups.

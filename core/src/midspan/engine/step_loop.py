@@ -142,6 +142,7 @@ class EngineCore:
             MidspanError: it cannot go on here, see ``migration.arrivals``; this engine is unchanged.
         """
         request_id = moved.request.request_id
+        self._received += 1
         if request_id in self._indexes:
             raise InvalidRequest(f"A live request has the id {request_id!r} already.", parameter="request_id")
         arriving = arrivals(moved, self._loaded)
@@ -149,7 +150,6 @@ class EngineCore:
         for arrival in arriving:
             self._sequences[arrival.sequence.scheduled.request_id] = arrival.sequence
         self._indexes[request_id] = {arrival.sequence.index for arrival in arriving}
-        self._received += 1
         return taken
 
     def step(self) -> StepEvents:

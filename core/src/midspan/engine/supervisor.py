@@ -21,7 +21,6 @@ from midspan.engine.messages import (
     Attached,
     Detached,
     Fatal,
-    FromEngine,
     Load,
     Piece,
     Ping,
@@ -88,7 +87,7 @@ class EngineSupervisor:
         self._ready = asyncio.Event()
         self._ready.set()
         self._closing = False
-        self._pings = 0
+        self._pings = self._heard = 0
         self._answers: dict[int, asyncio.Future[bool]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -123,7 +122,7 @@ class EngineSupervisor:
 
     def is_ready(self) -> bool:
         """Whether a process is there to be sent to."""
-        return self._ready.is_set() and self.death is None
+        return self._ready.is_set() and self.death is None and not self._closing
 
     def watch(self, owner: Owner) -> None:
         """Begin to listen."""
@@ -178,10 +177,11 @@ class EngineSupervisor:
         except Exception as error:
             logger.exception("the engine's supervisor failed")
             self._bury(owner, EngineDead(f"The engine's supervisor failed: {type(error).__name__}: {error}"))
+            await self._child.end(0.0)
 
     async def _outlive(self, owner: Owner) -> bool:
         """Listen to one process until it ends; whether another one took its place."""
-        last_words = await self._listen(owner)
+        last_words = await self._last_words(owner)
         how = await self._child.end(1.0)
         if self._closing:
             return False
@@ -201,13 +201,26 @@ class EngineSupervisor:
             return False
         return True
 
+    async def _last_words(self, owner: Owner) -> Fatal | None:
+        """Listen until the process is gone or stuck; what it said last, or what we say in its place."""
+        ends = [asyncio.create_task(self._listen(owner))]
+        if self._settings.step_timeout is not None:
+            ends.append(asyncio.create_task(self._silence(owner, self._settings.step_timeout)))
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return next(end for end in ends if end.done()).result()
+        finally:
+            for end in ends:
+                end.cancel()
+
     async def _listen(self, owner: Owner) -> Fatal | None:
         """Take in messages until the process is gone; its last words, if it had any."""
         while True:
             try:
-                message = await self._hear(owner)
+                message = await self._child.receive()
             except ProtocolError as error:
                 return Fatal(code=error.code, message=error.message)
+            self._heard += 1
             if message is None or isinstance(message, Fatal):
                 return message
             if isinstance(message, StepEvents):
@@ -221,24 +234,17 @@ class EngineSupervisor:
             elif isinstance(message, Problem):
                 logger.error("the engine refused a message: %s", message.message)
 
-    async def _hear(self, owner: Owner) -> FromEngine | None:
-        """The next message; last words that we put into its mouth when the process is silent although it has work."""
-        patience = self._settings.step_timeout
-        receiving = asyncio.ensure_future(self._child.receive())
-        was_busy = False
-        try:
-            while True:
-                # Twice half the time: work that came a moment ago is no reason yet.
-                await asyncio.wait({receiving}, timeout=None if patience is None else patience / 2)
-                if receiving.done():
-                    return receiving.result()
-                busy = owner.is_busy() or bool(self._answers)
-                if was_busy and busy:
-                    message = f"The engine process gave no sign for {patience:g} s although it has work."
-                    return Fatal(code=EngineDead.code, message=message, restartable=True)
-                was_busy = busy
-        finally:
-            receiving.cancel()
+    async def _silence(self, owner: Owner, patience: float) -> Fatal | None:
+        """Wait until the process has work and gives no sign for so many seconds."""
+        heard, was_silent = self._heard, False
+        while True:
+            # Twice half the time: work that came a moment ago is no reason yet.
+            await asyncio.sleep(patience / 2)
+            silent = heard == self._heard and (owner.is_busy() or bool(self._answers))
+            if silent and was_silent:
+                message = f"The engine process gave no sign for {patience:g} s although it has work."
+                return Fatal(code=EngineDead.code, message=message, restartable=True)
+            heard, was_silent = self._heard, silent
 
     async def _replace(self, owner: Owner) -> None:
         self.restarts += 1

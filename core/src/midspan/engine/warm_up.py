@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from midspan.devices.step_contract import fetch_result
 from midspan.interface.batch import Batch, SamplingBatch
 from midspan.interface.cache import PADDING_BLOCK, Cache
 from midspan.interface.device import Bounds
@@ -23,7 +24,8 @@ def warm_up(program: Program, cache: Cache, bounds: Bounds, vocab_size: int) -> 
         vocab_size: for the sampling numbers.
     """
     for tokens in sorted({1, min(bounds.block_size, bounds.max_tokens, bounds.max_context)}):
-        program.run(_padding_batch(cache, tokens, vocab_size), cache).result()
+        output = program.run(_padding_batch(cache, tokens, vocab_size), cache)
+        fetch_result(output, rows=1, vocab_size=vocab_size, num_logprobs=None, device=program.placement.device)
 
 
 def _padding_batch(cache: Cache, tokens: int, vocab_size: int) -> Batch:

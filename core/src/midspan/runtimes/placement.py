@@ -11,7 +11,7 @@ supports the site is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 from midspan.errors import PluginError, SettingsError, UnsupportedOperation
@@ -62,22 +62,30 @@ def choose_kernels(
     chosen: dict[str, Choice] = {}
     for node in graph.nodes:
         site = _site(graph, node, weights, bounds)
-        wanted = bounds.kernels.get(node.op)
-        asked = _in_order(candidates, node.op, wanted)
-        kernel, refused = _first_willing(site, asked, device_id)
-        if kernel is None:
-            raise _unsupported(node, refused, device_id, "no kernel serves it")
-        fallback = id(kernel) not in own and kernel.name != wanted
-        if fallback and bounds.strict:
-            raise _unsupported(node, refused, device_id, f"only the portable kernel '{kernel.name}' serves it")
-        others = tuple(other.name for other in asked[len(refused) + 1 :])
-        placements.append(
-            NodePlacement(
-                node=node.name, op=node.op, kernel=kernel.name, fallback=fallback, refused=refused, others=others
-            )
-        )
+        kernel, placement = _place(site, candidates, own, bounds, device_id)
+        placements.append(placement)
         chosen[node.name] = (kernel, site)
     return Placement(device=device_id, nodes=tuple(placements)), chosen
+
+
+def _place(
+    site: KernelSite, candidates: Sequence[Kernel], own: Collection[int], bounds: Bounds, device_id: str
+) -> tuple[Kernel, NodePlacement]:
+    """Choose for one node; ``own`` are the identities of the table's kernels."""
+    node = site.node
+    wanted = bounds.kernels.get(node.op)
+    asked = _in_order(candidates, node.op, wanted)
+    kernel, refused = _first_willing(site, asked, device_id)
+    if kernel is None:
+        raise _unsupported(node, refused, device_id, "no kernel serves it")
+    fallback = id(kernel) not in own and kernel.name != wanted
+    if fallback and bounds.strict:
+        raise _unsupported(node, refused, device_id, f"only the portable kernel '{kernel.name}' serves it")
+    others = tuple(other.name for other in asked[len(refused) + 1 :])
+    placement = NodePlacement(
+        node=node.name, op=node.op, kernel=kernel.name, fallback=fallback, refused=refused, others=others
+    )
+    return kernel, placement
 
 
 def _check_table(table: Sequence[Kernel], device_id: str) -> None:

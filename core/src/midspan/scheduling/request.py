@@ -158,8 +158,7 @@ class Request:
         self.score_prompt = score_prompt
         self.fork_of = fork_of
         self.status = RequestStatus.WAITING
-        self.computed_tokens = 0
-        self.scored_tokens = 0
+        self.computed_tokens = self.scored_tokens = 0
         self.tables: tuple[BlockTable, ...] = ()
         self.capacity = 0
         self.cached_tokens: int | None = None

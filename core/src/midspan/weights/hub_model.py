@@ -66,12 +66,17 @@ def download_from_hub(name: str, *, revision: str | None, offline: bool, report:
         # The library lets through whatever its HTTP client raises, and that client has changed from
         # one release to another. All of it means that the model could not be fetched.
         raise _unreachable(name, offline, constants.ENDPOINT, error) from error
-    if weights and not any(Path(folder).glob(_WEIGHTS)):
+    if weights:
+        _require_weights(Path(folder), name)
+    return Path(folder)
+
+
+def _require_weights(folder: Path, name: str) -> None:
+    if not any(folder.glob(_WEIGHTS)):
         raise ModelNotFound(
             f"The hub's '{name}' has no safetensors.",
             remedy="If it has GGUF files, download one and name it; if it has pickles only, convert it to safetensors.",
         )
-    return Path(folder)
 
 
 def _unreachable(name: str, offline: bool, endpoint: str, error: Exception) -> ModelNotFound:

@@ -138,6 +138,6 @@ def test_ranks_open_the_numbered_devices_in_turn_and_any_other_one_together(
         DeviceInfo(id=f"wrong:{end}", description="one of several", memory_bytes=1) for end in ("0", "1", "x")
     )
     subject = subject_of(ReferenceDevice)
-    chosen = next(info for info in infos if info.id == f"wrong:{examined}")
+    chosen = next(info for info in infos if info.id == examined)
     several = replace(subject, discovered=replace(subject.discovered, probe=Found(infos)), info=chosen)
     assert [rank_device(several, rank).id for rank in range(3)] == opened

@@ -12,7 +12,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
@@ -32,7 +32,9 @@ from midspan.runtimes.reference.cache import ReferenceCache
 from midspan.runtimes.reference.element_types import ELEMENT_TYPES, element_type
 from midspan.runtimes.reference.kernels import KERNELS
 from midspan.runtimes.reference.program import ReferenceProgram, working_bytes
-from midspan.runtimes.reference.socket_collectives import SocketCollectives
+
+if TYPE_CHECKING:
+    from midspan.runtimes.reference.socket_collectives import SocketCollectives
 
 NAME = "reference"
 
@@ -147,6 +149,8 @@ class ReferenceDevice:
                 f"{group.world_size}.",
                 remedy="Spread the model over fewer devices.",
             )
+        from midspan.runtimes.reference.socket_collectives import SocketCollectives  # few devices ever join a group
+
         collectives = SocketCollectives(group, arrays=self._arrays)
         self._groups.append(collectives)
         return collectives
