@@ -5,9 +5,9 @@ Nothing is opened for a listing: it shows what entry points and probes said.
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
+
+from midspan.settings import SKIP_PLUGINS
 
 if TYPE_CHECKING:
     from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, InstalledPlugin, PluginFailure
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 OK = "ok"
 UNAVAILABLE = "unavailable"
 FAILED = "failed"
+SKIPPED = "skipped"
 
 
 def look_around() -> DeviceCatalogue:
-    """All that is installed. What plugins print meanwhile goes to standard error, not among the results."""
+    """All that is installed."""
     from midspan.devices.discovery import discover
 
-    with redirect_stdout(sys.stderr):
-        return discover()
+    return discover()
 
 
 def devices(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
@@ -64,6 +64,7 @@ def plugins(catalogue: DeviceCatalogue) -> list[dict[str, Any]]:
     shown = {found.entry_point for found in catalogue.plugins.values()}
     shown |= {failure.entry_point for failure in catalogue.failures}
     result += [_package(owner) for owner in catalogue.registry.installed if owner.name not in shown]
+    result += [_skipped_plugin(owner) for owner in catalogue.registry.skipped]
     return result + [_failed_plugin(failure) for failure in catalogue.failures]
 
 
@@ -118,6 +119,10 @@ def _package(owner: InstalledPlugin) -> dict[str, Any]:
     }
 
 
+def _skipped_plugin(owner: InstalledPlugin) -> dict[str, Any]:
+    return _package(owner) | {"description": f"left out by {SKIP_PLUGINS}", "import_seconds": None, "status": SKIPPED}
+
+
 def _failed_plugin(failure: PluginFailure) -> dict[str, Any]:
     return {
         "name": failure.name,
@@ -146,9 +151,14 @@ def _text(error: BaseException) -> str:
 
 
 def _remedy(found: DiscoveredDevice) -> str:
+    from midspan.devices.contract import own_error_remedy
     from midspan.devices.discovery import ProbeFailed
     from midspan.errors import MidspanError
 
-    if isinstance(found.probe, ProbeFailed) and isinstance(found.probe.error, MidspanError):
+    if (
+        isinstance(found.probe, ProbeFailed)
+        and isinstance(found.probe.error, MidspanError)
+        and found.probe.error.remedy
+    ):
         return found.probe.error.remedy
-    return f"Upgrade or reinstall it: pip install --upgrade {found.distribution}"
+    return own_error_remedy(found.distribution)

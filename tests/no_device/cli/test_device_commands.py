@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_devices_says_what_is_here_what_auto_takes_and_why_the_rest_is_not_here(
         assert text in line
     for text in (
         "absent (box) is not available: no such card is in this machine\n  Plug one in.",
-        "broken (box) is not available: its probe failed: OSError: the driver is upset\n  Upgrade or reinstall it",
+        "broken (box) is not available: its probe failed: OSError: the driver is upset\n  Its own message is above",
         "newer (box) is not available: its plugin cannot be used: The plugin 'newer' of box was built for interface 99",
         "The core is too old; upgrade it: pip install --upgrade midspan",
         "wreck (wreck) is not available: its plugin cannot be used: ModuleNotFoundError",
@@ -168,3 +169,99 @@ def test_the_device_is_named_with_the_reason(midspan: Midspan, tiny_model: Path,
     assert done.returncode == 0, done.stderr
     assert "Device reference (" in done.stdout + done.stderr
     assert "as asked." in done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("boxes")
+def test_a_plugin_that_is_left_out_is_listed_as_skipped(midspan: Midspan) -> None:
+    without = {"MIDSPAN_SKIP_PLUGINS": "wreck"}
+    plugins = {
+        item["name"]: item for item in json.loads(midspan("plugins", "--json", environment=without).stdout)["plugins"]
+    }
+    assert (plugins["wreck"]["status"], plugins["wreck"]["distribution"]) == ("skipped", "wreck")
+    lines = midspan("plugins", environment=without).stdout.splitlines()
+    assert any(line.split()[:3] == ["wreck", "wreck", "2.5"] and "skipped" in line for line in lines)
+    assert any("wreck" in item["name"] for item in json.loads(midspan("devices", "--json").stdout)["unavailable"])
+
+
+WRAPPED = """
+print("from the import")
+from midspan.interface import DeviceInfo, DevicePlugin, Found, Kernel, hookimpl
+from midspan.runtimes.reference import ReferenceDevice
+
+INFO = DeviceInfo(id="wrapped", description="a wrapped one", memory_bytes=2**30, preference=-1)
+
+def prepare(site):
+    print("from the kernel")
+    weight = site.weights["weight"].parts["data"].astype("float32") * FACTOR
+    return lambda x: x @ weight.T
+
+def open_device(info, options):
+    print("from open")
+    return ReferenceDevice(info, kernels=[Kernel(name="own", op="linear", prepare=prepare, priority=1)])
+
+@hookimpl
+def midspan_devices():
+    return [DevicePlugin(name="wrapped", interface=(0, 9), probe=lambda: Found((INFO,)), open=open_device)]
+"""
+
+
+@pytest.fixture
+def wrapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Install a device that prints wherever it can and multiplies its weights by a factor: ``wrapped("1.0")``."""
+
+    def install(factor: str) -> None:
+        folder = tmp_path / "wrapped"
+        facts = folder / "wrapped-1.0.dist-info"
+        facts.mkdir(parents=True)
+        (folder / "wrapped_of_a_stranger.py").write_text(WRAPPED.replace("FACTOR", factor))
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: wrapped\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text("[midspan.plugins]\nwrapped = wrapped_of_a_stranger\n")
+        monkeypatch.syspath_prepend(str(folder))
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+        monkeypatch.delitem(sys.modules, "wrapped_of_a_stranger", raising=False)
+
+    return install
+
+
+SMALL = ("--device", "wrapped", "--kv-cache-memory-bytes", "4M")
+
+
+def test_only_the_text_goes_to_standard_output(wrapped: Callable[[str], None], tiny_model: Path) -> None:
+    wrapped("1.0")
+    done = subprocess.run(
+        [sys.executable, "-m", "midspan_cli", "run", str(tiny_model), "a", "--max-tokens", "2", *SMALL],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1, done.stdout
+    assert "from the" not in done.stdout
+    for where in ("from the import", "from open", "from the kernel"):
+        assert where in done.stderr
+
+
+def test_doctor_holds_a_models_tokens_against_the_reference(
+    midspan: Midspan, wrapped: Callable[[str], None], tiny_model: Path
+) -> None:
+    wrapped("1.0")
+    done = midspan("doctor", "--model", str(tiny_model), *SMALL)
+    assert done.returncode == 0, done.stdout
+    assert "Self-test passed, token by token as the reference" in done.stdout
+
+
+def test_doctor_finds_wrong_arithmetic(midspan: Midspan, wrapped: Callable[[str], None], tiny_model: Path) -> None:
+    wrapped("-0.5")
+    done = midspan("doctor", "--model", str(tiny_model), *SMALL)
+    assert done.returncode == 1
+    assert "Self-test FAILED" in done.stdout
+    assert "the reference's choice after the same tokens is" in done.stdout
+
+
+def test_doctor_does_not_say_passed_where_nothing_was_compared(midspan: Midspan, tiny_model: Path) -> None:
+    small = ("--device", "reference", "--kv-cache-memory-bytes", "4M")
+    done = midspan("doctor", "--model", str(tiny_model), "--load-format", "dummy", *small)
+    assert done.returncode == 0, done.stdout
+    assert "Generated (not held against the reference: its weights are random)" in done.stdout
+    assert "passed" not in done.stdout

@@ -23,6 +23,7 @@ def test_a_device_that_is_right_fails_nothing(open_flawed: Open, failures: Failu
     [
         ("copies one after the other", {f"copy{END}"}),
         ("padding spills", {f"padding-block{END}", f"attention-after-migration{END}"}),
+        ("reads into one buffer", {f"copies-on-the-host{END}"}),
         ("counts itself twice", {f"sizes{END}"}),
         ("a closed cache reads as zeros", {"closed-cache-raises"}),
         ("a closed cache ends the process", {"closed-cache-raises"}),

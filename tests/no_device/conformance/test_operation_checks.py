@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from midspan.conformance.operation_check import disagreement
 from midspan.conformance.operation_run import Setting
 from midspan.conformance.packed_cases import packed_cases
 from midspan.conformance.subject import Subject
+from midspan.conformance.suite import level_checks, run_check
 from midspan.interface import OPERATIONS, Capabilities
 from midspan.weights.quantization import FORMATS, dequantize
 
@@ -45,6 +47,12 @@ def test_a_device_that_is_right_fails_nothing(open_flawed: Open, failures: Failu
         ("fallbacks are not marked", ("split-", "scale-"), {"kernels-of-split-float32", "kernels-of-scale-float32"}),
         ("takes memory as it lies", ("add-",), {"add-float32"}),
         ("writes to its inputs", ("scale-",), {"scale-float32"}),
+        ("rms_norm doubles its inputs", ("rms_norm",), {"inputs-kept-by-rms_norm"}),
+        ("linear doubles its inputs", ("linear",), {"inputs-kept-by-linear"}),
+        ("rotary doubles its inputs", ("rotary",), {"inputs-kept-by-rotary"}),
+        ("sample doubles its inputs", ("inputs-kept",), {"inputs-kept-by-sample"}),
+        ("places no nodes", ("placement",), {"placement-names-every-node"}),
+        ("places nodes backwards", ("placement",), {"placement-names-every-node"}),
         ("claims a format that it does not take", ("packed-", "quant"), {"packed-gguf.q8_0-float32"}),
         ("claims a format that nobody knows", ("packed-", "quant"), {"quantizations-are-known"}),
     ],
@@ -54,6 +62,13 @@ def test_a_fault_is_caught_by_the_check_for_it(
 ) -> None:
     subject = open_flawed(fault)
     assert failures(subject, "operations", among) == caught_by
+
+
+def test_problems_of_kernels_are_not_counted_as_cases(open_flawed: Open) -> None:
+    subject = open_flawed("strict means nothing")
+    check = next(check for check in level_checks(subject, "operations") if check.name == "kernels-of-scale-float32")
+    message = run_check(subject, check).message.splitlines()[0]
+    assert re.fullmatch(r"\d+ problems of kernels in \d+ cases:", message)
 
 
 def test_every_operation_has_cases_strided_extreme_and_without_rows() -> None:

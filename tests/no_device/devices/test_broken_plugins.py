@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -101,6 +102,9 @@ PROBES = {
     "memory as a fraction": ("return Found((info('box', memory_bytes=1.5),))", "memory_bytes is 1.5"),
     "no memory": ("return Found((info('box', memory_bytes=0),))", "an integer of 1 or more"),
     "no description": ("return Found((info('box', description=''),))", "DeviceInfo.description is ''"),
+    "lines in a description": (r"return Found((info('box', description='a\nbox'),))", "no control characters"),
+    "escape codes in a description": (r"return Found((info('box', description='\x1b[31ma'),))", r"is '\x1b[31ma'"),
+    "escape codes in a reason": (r"return Unavailable('\x1b[2J', 'Plug it in.')", "no control characters"),
     "a preference in words": ("return Found((info('box', 'high'),))", "DeviceInfo.preference is 'high'"),
     "no reason": ("return Unavailable('', 'Plug it in.')", "reason=''"),
     "a remedy that is no text": ("return Unavailable('gone', None)", "remedy=None"),
@@ -200,6 +204,36 @@ def test_of_two_plugins_with_one_name_the_first_package_wins_and_the_choice_says
         select_device(catalogue, "zeta-box")
 
 
+BROKEN_PROBE = "raise OSError('no driver')"
+
+
+def test_of_two_plugins_with_one_name_a_broken_one_gives_way(install: Install, device_source: Source) -> None:
+    install("alpha-box", device_source(probe=BROKEN_PROBE))
+    install("zeta-box", device_source())
+    catalogue = discover()
+    chosen = select_device(catalogue, "box")
+    assert chosen.distribution == "zeta-box"
+    (failure,) = catalogue.failures
+    assert "of alpha-box is already taken by zeta-box; its own probe failed: OSError: no driver" in failure.summary()
+    assert failure.remedy() == "Uninstall one of them: pip uninstall alpha-box, or pip uninstall zeta-box"
+
+
+def test_nobody_takes_the_built_in_name_whatever_probes_say(install: Install, device_source: Source) -> None:
+    install("alpha-box", device_source("reference", "return Found((info('reference', 99),))"))
+    catalogue = discover()
+    assert catalogue.plugins["reference"].distribution == "midspan"
+    assert [failure.remedy() for failure in catalogue.failures] == ["Uninstall one of them: pip uninstall alpha-box"]
+
+
+def test_a_package_that_lists_one_name_twice_hears_it(install: Install, device_source: Source) -> None:
+    install("alpha-box", device_source().replace("return [", "return 2 * ["))
+    catalogue = discover()
+    assert catalogue.plugins["box"].distribution == "alpha-box"
+    (failure,) = catalogue.failures
+    assert "alpha-box lists the device name 'box' more than once" in failure.summary()
+    assert "pip uninstall" not in failure.remedy()
+
+
 def test_of_two_entry_points_with_one_name_both_packages_are_named(install: Install, device_source: Source) -> None:
     install("alpha-box", device_source("alpha", "return Found((info('alpha'),))"), entry="box")
     install("zeta-box", device_source("zeta", "return Found((info('zeta'),))"), entry="box")
@@ -218,10 +252,101 @@ def test_one_bad_device_in_a_list_leaves_its_siblings(install: Install) -> None:
     assert [failure.name for failure in catalogue.failures] == ["bad"]
 
 
-def test_a_person_may_interrupt(install: Install) -> None:
-    install("midspan-bad", "raise KeyboardInterrupt")
+def test_a_person_may_interrupt_and_reads_what_was_going_on(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("midspan-bad", "raise KeyboardInterrupt", entry="bad")
     with pytest.raises(KeyboardInterrupt):
         discover()
+    assert capsys.readouterr().err == "Interrupted while importing the plugin 'bad' of midspan-bad\n"
+
+
+class WaitingListener(io.StringIO):
+    """A standard error that lets go of what hangs once it hears for whom a person waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = threading.Event()
+
+    def write(self, text: str) -> int:
+        if "Still" in text:
+            self.heard.set()
+        return super().write(text)
+
+
+HANG = "import sys\nif not sys.stderr.heard.wait(60): raise TimeoutError('nobody said a word')"
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("", "importing the plugin 'bad' of midspan-bad"),
+        ("hook", "asking the plugin 'bad' of midspan-bad for its devices"),
+    ],
+    ids=["an import", "a hook"],
+)
+def test_a_long_wait_is_told_with_the_way_out(
+    install: Install, device_source: Source, monkeypatch: pytest.MonkeyPatch, where: str, told: str
+) -> None:
+    start = "def midspan_devices():\n    "
+    indented = HANG.replace("\n", "\n    ")
+    source = device_source()
+    source = source.replace(start, f"{start}{indented}\n    ") if where == "hook" else f"{HANG}\n{source}"
+    install("midspan-bad", source, entry="bad")
+    listener = WaitingListener()
+    monkeypatch.setattr("sys.stderr", listener)
+    catalogue = discover(patience=0.01)
+    assert not catalogue.failures
+    assert f"Still {told}" in listener.getvalue()
+    assert "to go on without it: MIDSPAN_SKIP_PLUGINS=bad, or pip uninstall midspan-bad\n" in listener.getvalue()
+
+
+def test_a_plugin_that_a_person_left_out_is_not_imported(
+    install: Install, device_source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("midspan-bad", "raise AssertionError('it was imported')", entry="bad")
+    install("midspan-box", device_source(), entry="box")
+    monkeypatch.setenv("MIDSPAN_SKIP_PLUGINS", "other, bad")
+    catalogue = discover()
+    assert not catalogue.failures
+    assert [owner.distribution for owner in catalogue.registry.skipped] == ["midspan-bad"]
+    assert "bad (midspan-bad): left out by MIDSPAN_SKIP_PLUGINS" in select_device(catalogue, "auto").explanation
+    assert select_device(catalogue, "box").info.id == "box"
+    with pytest.raises(DeviceNotFound, match="left out by MIDSPAN_SKIP_PLUGINS") as caught:
+        select_device(catalogue, "bad")
+    assert caught.value.remedy == "Take 'bad' out of MIDSPAN_SKIP_PLUGINS."
+
+
+def test_what_plugins_print_goes_to_standard_error(
+    install: Install, device_source: Source, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = device_source(probe="print('from the probe'); return Found((info('box'),))")
+    source = source.replace("    return [", "    print('from the hook')\n    return [")
+    install("midspan-box", f"print('from the import')\n{source}")
+    assert select_device(discover(), "box").info.id == "box"
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for where in ("import", "hook", "probe"):
+        assert f"from the {where}\n" in captured.err
+
+
+def test_the_remedy_for_an_error_of_the_plugins_own_is_its_message(install: Install, device_source: Source) -> None:
+    install("midspan-bad", "import a_module_that_nobody_has", entry="bad")
+    install("midspan-box", device_source(probe=BROKEN_PROBE))
+    for name, package in (("bad", "midspan-bad"), ("box", "midspan-box")):
+        with pytest.raises(PluginError) as caught:
+            select_device(discover(), name)
+        assert caught.value.remedy.startswith("Its own message is above; if that does not help: ")
+        assert package in caught.value.remedy
+
+
+def test_equal_preferences_are_decided_by_a_rule_that_is_said(install: Install, device_source: Source) -> None:
+    install("zeta-one", device_source("one", "return Found((info('one', 9999),))"))
+    install("alpha-two", device_source("two", "return Found((info('two', 9999),))"))
+    chosen = select_device(discover(), "auto")
+    assert chosen.info.id == "two"
+    assert "one (9999)" in chosen.explanation
+    assert "Of equal preference what ships with Midspan comes first, then packages by name" in chosen.explanation
 
 
 OPENING = {

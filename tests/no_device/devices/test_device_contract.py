@@ -185,7 +185,7 @@ LOADING_FAULTS: dict[str, tuple[Change, str]] = {
     ),
     "a first step without a result": (
         on_result("compile", with_value("run", lambda batch, cache: None)),
-        "failed while the first step ran: AttributeError",
+        "broke the interface: Program.run returned None",
     ),
 }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from midspan.conformance.operation_case import OperationCase
 from midspan.conformance.operation_run import Setting
@@ -16,11 +17,25 @@ from midspan_cpu.plugin import PLUGIN
 
 
 @pytest.fixture
-def cpu_device() -> Iterator[Device]:
+def open_cpu() -> Iterator[Callable[[int], Device]]:
+    """``open_cpu(threads)``: the cpu device; closed after the test, and torch has as many threads as before."""
+    opened: list[Device] = []
+    before = torch.get_num_threads()
+
+    def open_one(threads: int) -> Device:
+        opened.append(PLUGIN.open(PLUGIN.probe().devices[0], {"threads": str(threads)}))
+        return opened[-1]
+
+    yield open_one
+    for device in opened:
+        device.close()
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def cpu_device(open_cpu: Callable[[int], Device]) -> Device:
     """The cpu device with two threads."""
-    device = PLUGIN.open(PLUGIN.probe().devices[0], {"threads": "2"})
-    yield device
-    device.close()
+    return open_cpu(2)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -32,8 +33,12 @@ def run(
     if prompt == STANDARD_INPUT:
         prompt = sys.stdin.read()
     sampling.params({}, max_tokens=DEFAULT_MAX_TOKENS)  # a wrong value is said before anything is loaded
-    display = StartupDisplay(quiet=quiet)
-    with display, LocalEngine(engine.settings(model), read_environment(), display.report) as local:
+    display, results = StartupDisplay(quiet=quiet), sys.stdout
+    with (
+        redirect_stdout(sys.stderr),
+        display,
+        LocalEngine(engine.settings(model), read_environment(), display.report) as local,
+    ):
         display.close()
         tokenizer = local.engine.tokenizer
         params = sampling.params(local.engine.default_params, max_tokens=DEFAULT_MAX_TOKENS)
@@ -45,6 +50,6 @@ def run(
             for piece in output.outputs:
                 if piece.finish_reason == "error":
                     raise RequestFailed(f"The request failed while it ran: {piece.error}")
-                sys.stdout.write(piece.text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+                results.write(piece.text)
+            results.flush()
+        results.write("\n")

@@ -41,6 +41,8 @@ class Check:
         unclaimed: why it does not apply, from declared capabilities only; it is then
             counted as skipped. None: it applies.
         quick: part of the self-test that takes less than a minute in all.
+        waits_seconds: for processes of its own, which it ends itself when they take longer; its limit
+            is that much longer than that of other checks.
     """
 
     level: str
@@ -48,6 +50,7 @@ class Check:
     run: Callable[[], None]
     unclaimed: str | None = None
     quick: bool = False
+    waits_seconds: float = 0.0
 
     @property
     def id(self) -> str:

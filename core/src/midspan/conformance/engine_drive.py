@@ -307,8 +307,10 @@ def drive(shelf: ProgramShelf, model: TinyModel, settings: DriveSettings | None 
 def engine_on(device: Device, program: Program, model: TinyModel, settings: DriveSettings) -> Iterator[EngineDrive]:
     """An engine on a program that the caller compiled and closes; its cache is closed at the end."""
     bounds = settings.bounds(device)
-    tokens = settings.cache_tokens or bounds.max_requests * bounds.max_context
-    blocks = (1 + -(-tokens // bounds.block_size),) * len(model.graph.cache)
+    needed = bounds.max_requests * -(-bounds.max_context // bounds.block_size)
+    if settings.cache_tokens is not None:
+        needed = -(-settings.cache_tokens // bounds.block_size)
+    blocks = (1 + needed,) * len(model.graph.cache)
     layout = CacheLayout(groups=model.graph.cache, block_size=bounds.block_size, dtype=bounds.cache_dtype)
     cache = device.allocate_cache(layout, blocks)
     watched = WatchedProgram(program, settings.before)

@@ -49,8 +49,13 @@ def arriving(requests: Sequence[LoadRequest], every: int) -> list[LoadRequest]:
 
 def long_prompts(vocab_size: int, context: int, length: int) -> list[LoadRequest]:
     """Two prompts that take several steps, and short requests beside them."""
-    length = max(1, min(length, context - OUTPUTS))
-    long = [LoadRequest(prompt=tokens(length - part, 50 + part, vocab_size)) for part in range(2) if length > part]
+    outputs = max(1, min(OUTPUTS, context // 4))
+    length = max(1, min(length, context - outputs))
+    long = [
+        LoadRequest(prompt=tokens(length - part, 50 + part, vocab_size), outputs=outputs)
+        for part in range(2)
+        if length > part
+    ]
     return [*simple(vocab_size, context, count=2), *long]
 
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,14 @@ from midspan.conformance.modes import MODES, Mode
 from midspan.conformance.pytest_entry import PACKAGE
 from midspan.conformance.report import CheckOutcome, Identity, Outcome, Report, identify, to_text
 from midspan.conformance.subject import Subject, open_subject
-from midspan.conformance.suite import run_check
+from midspan.conformance.suite import CLOSING, close_subject, limit_of, run_check
+from midspan.conformance.time_limit import CHECK_SECONDS, no_answer, time_limit
 from midspan.devices.discovery import discover
 from midspan.errors import MidspanError, SettingsError
 
 FOLDER = Path(__file__).resolve().parent
+OPENING = ("lifecycle", "opens-for-the-list-of-checks")
+"""Level and name under which a device stands in the report whose opening, for its claims, hangs."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -58,7 +63,20 @@ def add_options(parser: pytest.Parser) -> None:
         default=Mode.CORRECT.value,
         help="correct: the suite; speed: each kernel timed beside the portable one; support: what runs by which kernel",
     )
-    group.addoption("--conformance-report", metavar="FILE", help="write the report as JSON")
+    group.addoption(
+        "--conformance-report",
+        metavar="FILE",
+        help="write the report as JSON; while checks run, FILE.running holds the name of the one that runs, so that it "
+        "can be read after the process died (with -n, pytest names it)",
+    )
+    group.addoption(
+        "--conformance-timeout",
+        metavar="SECONDS",
+        type=float,
+        default=CHECK_SECONDS,
+        help="a check that takes longer fails and ends the run, with what was found so far in the report (default: "
+        f"{CHECK_SECONDS:g}; 0: no limit; there is none in the mode speed)",
+    )
 
 
 def _add(group: Any, name: str, **keywords: Any) -> None:
@@ -83,10 +101,12 @@ class PytestSuite:
         self._outcomes: dict[str, CheckOutcome] = {}
         self._identity: Identity | None = None
         self._report: Report | None = None
+        self._errors = 2
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
         """Find the device, or say what there is."""
+        self._errors = os.dup(2)  # Where it leads before pytest captures it.
         try:
             self._subject = self._find()
         except MidspanError as error:
@@ -108,7 +128,8 @@ class PytestSuite:
         """The checks of the chosen mode for the device, which is opened for that."""
         mode = self._config.getoption("conformance_mode")
         try:
-            found = MODES[mode](self.subject)
+            with self._limited(*OPENING, self._seconds):
+                found = MODES[mode](self.subject)
         except SettingsError as error:
             raise pytest.UsageError(str(error)) from error
         unknown = sorted(set(self._switched_off) - {check.id for check in found})
@@ -125,7 +146,58 @@ class PytestSuite:
 
     def run(self, check: Check) -> CheckOutcome:
         """Run one check."""
-        return run_check(self.subject, check, self._switched_off.get(check.id))
+        with self._limited(check.level, check.name, limit_of(check, self._seconds)):
+            return run_check(self.subject, check, self._switched_off.get(check.id))
+
+    @property
+    def _seconds(self) -> float:
+        """That a check may take; 0: for ever."""
+        is_timed = self._config.getoption("conformance_mode") == Mode.SPEED.value
+        return 0.0 if is_timed else float(self._config.getoption("conformance_timeout"))
+
+    @contextmanager
+    def _limited(self, level: str, name: str, seconds: float) -> Iterator[None]:
+        """Do something that may hang or end the process, under the name of a check."""
+        running = self._file(".running")
+        if running is not None:
+            running.write_text(f"{level}/{name}\n", "utf-8")
+        with time_limit(seconds, partial(self._give_up, level, name, seconds), errors=self._errors):
+            yield
+
+    def _give_up(self, level: str, name: str, seconds: float) -> None:
+        """A check hangs: report it and what came before it. The process ends afterwards."""
+        with open(self._errors, "w", encoding="utf-8", closefd=False) as errors:
+            errors.write(f"\n{level}/{name} {no_answer(seconds)}; the process is ended\n")
+            if not self._is_worker:
+                errors.write(self._reported_late(level, name, seconds))
+
+    def _reported_late(self, level: str, name: str, seconds: float) -> str:
+        """Write the report with a check that hangs as the last one; the table that people read."""
+        message = no_answer(seconds)
+        late = CheckOutcome(level=level, name=name, outcome=Outcome.FAILED, message=message, seconds=seconds)
+        self._keep(late)
+        report = self._write_report(self._identity or identify(self.subject, may_open=False))
+        return f"\n{to_text(report)}\n"
+
+    @property
+    def _is_worker(self) -> bool:
+        """Whether this is one of a parallel run's processes, which have no report of their own."""
+        return hasattr(self._config, "workeroutput")
+
+    def _file(self, ending: str = "") -> Path | None:
+        """The report's file or the one beside it; None where none is to be written."""
+        file = self._config.getoption("conformance_report")
+        if file is None or self._is_worker:
+            return None
+        return self._config.invocation_params.dir.joinpath(f"{file}{ending}")
+
+    def _write_report(self, identity: Identity) -> Report:
+        report = Report(identity=identity, outcomes=tuple(self._outcomes.values()))
+        file, running = self._file(), self._file(".running")
+        if file is not None and running is not None:
+            file.write_text(report.to_json_text(), "utf-8")
+            running.unlink(missing_ok=True)
+        return report
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -139,15 +211,15 @@ class PytestSuite:
         """Keep what came of a check, in whichever process it ran."""
         data = getattr(report, "conformance", None)
         if data is not None:
-            outcome = CheckOutcome.from_json(data)
-            self._outcomes[outcome.id] = outcome
+            self._keep(CheckOutcome.from_json(data))
         elif report.failed and "::" in report.nodeid:
             # A process that died in the middle of a check, or a failure around it.
             level, _, name = report.nodeid.partition("::")[2].partition("/")
             message = str(report.longrepr)
-            self._outcomes[f"{level}/{name}"] = CheckOutcome(
-                level=level, name=name, outcome=Outcome.FAILED, message=message
-            )
+            self._keep(CheckOutcome(level=level, name=name, outcome=Outcome.FAILED, message=message))
+
+    def _keep(self, outcome: CheckOutcome) -> None:
+        self._outcomes[outcome.id] = outcome
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -155,24 +227,34 @@ class PytestSuite:
         sent = getattr(node, "workeroutput", {}).get("conformance_identity")
         if sent is not None:
             self._identity = Identity(**json.loads(sent))
+        closed = getattr(node, "workeroutput", {}).get("conformance_closing")
+        if closed is not None:
+            self._keep(CheckOutcome.from_json(closed))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the report, and close the device."""
+        """Close the device, and write the report."""
         if self._subject is None:
             return
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
             output["conformance_identity"] = json.dumps(vars(identify(self._subject)))
         elif self._outcomes:
-            identity = self._identity or identify(self._subject)
-            self._report = Report(identity=identity, outcomes=tuple(self._outcomes.values()))
-            file = self._config.getoption("conformance_report")
-            if file is not None:
-                self._config.invocation_params.dir.joinpath(file).write_text(self._report.to_json_text(), "utf-8")
-            if session.exitstatus == pytest.ExitCode.OK and self._report.failed:
-                session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-        self._subject.close()
+            self._identity = self._identity or identify(self._subject)
+        with self._limited(*CLOSING, self._seconds):
+            closed = close_subject(self._subject)
+        if closed is not None and output is not None:
+            output["conformance_closing"] = closed.to_json()
+        elif closed is not None:
+            self._keep(closed)
+        if self._identity is not None and self._outcomes:
+            self._report = self._write_report(self._identity)
+        running = self._file(".running")
+        if running is not None:
+            running.unlink(missing_ok=True)
+        if self._report is not None and self._report.failed and session.exitstatus == pytest.ExitCode.OK:
+            failed = self._report.count(Outcome.FAILED)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED if failed else pytest.ExitCode.NO_TESTS_COLLECTED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The readable report."""

@@ -153,10 +153,15 @@ class Report:
         return json.dumps(self.to_json(), indent=2) + "\n"
 
 
-def identify(subject: Subject) -> Identity:
-    """Describe a subject, its plugin and this machine."""
+def identify(subject: Subject, *, may_open: bool = True) -> Identity:
+    """Describe a subject, its plugin and this machine.
+
+    Args:
+        subject: the device under examination.
+        may_open: open it for its capabilities; otherwise they stand in the report if it is open.
+    """
     found = subject.discovered
-    opened = subject.opening_error() is None
+    opened = subject.is_open or (may_open and subject.opening_error() is None)
     return Identity(
         device={
             "id": subject.info.id,

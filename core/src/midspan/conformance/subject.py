@@ -60,6 +60,11 @@ class Subject:
             self._shared = self.plugin.open(self.info, self.options)
         return self._shared
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the shared device is open."""
+        return self._shared is not None
+
     @contextmanager
     def open(self) -> Iterator[Device]:
         """A device of the check's own, closed at the end."""

@@ -7,19 +7,25 @@ the command line needs none.
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 
 from midspan.conformance.check import LEVELS, Check, CheckFailed
-from midspan.conformance.report import CheckOutcome, Outcome, Report, identify
+from midspan.conformance.report import CheckOutcome, Outcome, Report, identify, to_text
 from midspan.conformance.subject import Subject
+from midspan.conformance.time_limit import CHECK_SECONDS, no_answer, time_limit
 from midspan.devices.contract import error_text
 from midspan.errors import DeviceLost, SettingsError
 
 Progress = Callable[[Check, int, int], None]
 """(the check that starts, its place from 0, how many there are)."""
+
+CLOSING = ("lifecycle", "closes-at-the-end")
+"""Level and name under which a device stands in the report that could not be closed after all checks."""
 
 
 def all_checks(subject: Subject) -> list[Check]:
@@ -58,22 +64,59 @@ def run_checks(
     *,
     switched_off: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    seconds: float = CHECK_SECONDS,
 ) -> Report:
-    """Run checks one after the other.
+    """Run checks one after the other, and close the device.
+
+    A device that gives no answer cannot be left behind: the report so far is written to the
+    error stream then, and the process ends with code 1.
 
     Args:
-        subject: what they were made for.
+        subject: what they were made for; its shared device is closed at the end.
         checks: of ``all_checks``, all or some.
         switched_off: check id -> why it is not run.
         progress: told before each.
+        seconds: that a check may take; 0: for ever.
     """
     reasons = switched_off or {}
-    outcomes = []
+    outcomes: list[CheckOutcome] = []
+
+    def give_up(level: str, name: str, limit: float) -> None:
+        late = CheckOutcome(level=level, name=name, outcome=Outcome.FAILED, message=no_answer(limit), seconds=limit)
+        report = Report(identity=identify(subject, may_open=False), outcomes=(*outcomes, late))
+        sys.stderr.write(f"\n{to_text(report)}\n")
+
     for place, check in enumerate(checks):
         if progress is not None:
             progress(check, place, len(checks))
-        outcomes.append(run_check(subject, check, reasons.get(check.id)))
-    return Report(identity=identify(subject), outcomes=tuple(outcomes))
+        limit = limit_of(check, seconds)
+        with time_limit(limit, partial(give_up, check.level, check.name, limit)):
+            outcomes.append(run_check(subject, check, reasons.get(check.id)))
+    identity = identify(subject)
+    with time_limit(seconds, partial(give_up, *CLOSING, seconds)):
+        closed = close_subject(subject)
+    return Report(identity=identity, outcomes=(*outcomes, *([] if closed is None else [closed])))
+
+
+def limit_of(check: Check, seconds: float) -> float:
+    """How long a check may take, where checks may take so many seconds; 0: for ever."""
+    return seconds + check.waits_seconds if seconds else 0.0
+
+
+def close_subject(subject: Subject) -> CheckOutcome | None:
+    """Close the shared device at the end of a run.
+
+    Returns:
+        A failed check when that raised, else None.
+    """
+    level, name = CLOSING
+    try:
+        subject.close()
+    except Exception as error:
+        message = f"closing the device raised {error_text(error)}"
+        trace = traceback.format_exc()
+        return CheckOutcome(level=level, name=name, outcome=Outcome.FAILED, message=message, trace=trace)
+    return None
 
 
 def run_check(subject: Subject, check: Check, switched_off: str | None = None) -> CheckOutcome:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Union
+from unicodedata import category
 
 from midspan.errors import MidspanError, PluginError
 from midspan.interface.cache import Cache, CacheLayout
@@ -28,6 +29,8 @@ AUTO = "auto"
 
 NAME = re.compile(r"[a-z][a-z0-9_-]*")
 ID = re.compile(r"\S+")
+STEERING = ("Cc", "Cs", "Zl", "Zp")
+"""Unicode's categories of control characters, halves of characters, and separators of lines and paragraphs."""
 REQUIRED_CLAIMS = ("dtypes", "cache_dtypes", "block_sizes")
 
 
@@ -49,6 +52,7 @@ def check_plugin(plugin: DevicePlugin) -> None:
             raise _breach(name, f"DevicePlugin.{attribute} is {getattr(plugin, attribute)!r}", "it must be a function")
     if not isinstance(plugin.description, str):
         raise _breach(name, f"DevicePlugin.description is {plugin.description!r}", "it must be a text")
+    _check_printable(name, "DevicePlugin.description", plugin.description)
 
 
 def check_probe_answer(plugin: DevicePlugin, answer: object) -> Union[Found, Unavailable]:
@@ -65,6 +69,7 @@ def check_probe_answer(plugin: DevicePlugin, answer: object) -> Union[Found, Una
             if not _is_text(getattr(answer, attribute)):
                 found = f"its probe returned Unavailable with {attribute}={getattr(answer, attribute)!r}"
                 raise _breach(plugin.name, found, "people read it, so it must be a text that is not empty")
+            _check_printable(plugin.name, f"Unavailable.{attribute}", getattr(answer, attribute), lines=True)
         return answer
     if not isinstance(answer, Found) or not isinstance(answer.devices, tuple) or not answer.devices:
         wanted = "it must be Found with a tuple of at least one DeviceInfo, or Unavailable"
@@ -195,8 +200,17 @@ def plugin_at_fault(plugin: DevicePlugin, distribution: str, doing: str) -> Iter
         raise PluginError(
             f"The plugin '{plugin.name}' of {distribution} failed while {doing}: {error_text(error)}.",
             plugin=plugin.name,
-            remedy=f"Upgrade or reinstall it (pip install --upgrade {distribution}), or report it to its makers.",
+            remedy=own_error_remedy(distribution),
         ) from error
+
+
+def own_error_remedy(distribution: str) -> str:
+    """What to do about an error of a plugin's own, whose text stands before this.
+
+    Args:
+        distribution: the plugin's package, as pip names it.
+    """
+    return f"Its own message is above; if that does not help: pip install --upgrade {distribution}, or ask its makers."
 
 
 def error_text(error: BaseException) -> str:
@@ -217,6 +231,8 @@ def _check_info(plugin: str, info: object) -> None:
         raise _breach(plugin, f"DeviceInfo.id is '{info.id}'", f"it must be '{plugin}', or begin with '{plugin}:'")
     if not _is_text(info.description):
         raise _breach(plugin, f"DeviceInfo.description is {info.description!r}", "it must be a text")
+    _check_printable(plugin, "DeviceInfo.id", info.id)
+    _check_printable(plugin, "DeviceInfo.description", info.description)
     _check_count(plugin, "DeviceInfo.memory_bytes", info.memory_bytes, least=1)
     if not _is_integer(info.preference):
         raise _breach(plugin, f"DeviceInfo.preference is {info.preference!r}", "it must be an integer")
@@ -289,6 +305,14 @@ def _takes(method: Callable[..., Any], count: int) -> bool:
 def _check_count(plugin: str, what: str, value: object, *, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise _breach(plugin, f"{what} is {value!r}", f"it must be an integer of {least} or more")
+
+
+def _check_printable(plugin: str, what: str, text: str, *, lines: bool = False) -> None:
+    """No character may steer a terminal, and only where several lines are shown may one begin another."""
+    steering = [letter for letter in text if category(letter) in STEERING and not (lines and letter == "\n")]
+    if steering:
+        wanted = "it is shown as it is, so it may hold no control characters" + ("" if lines else " or line breaks")
+        raise _breach(plugin, f"{what} is {text!r}", wanted)
 
 
 def _is_text(value: object) -> bool:

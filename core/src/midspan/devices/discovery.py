@@ -5,27 +5,31 @@ against the interface, asks each one's probe once and keeps what came of it. A p
 that fails to load, breaks the contract or speaks another interface version is recorded
 with its traceback and is fatal only where someone asks for it by name (``devices.selection``).
 
-Invariants: device plugins have unique names, and of two with one name that of the
-package that comes first in the alphabet is taken; the built-in portable device is
-always listed; nothing here raises because of somebody else's package.
+Invariants: device plugins have unique names: of two with one name one whose probe failed
+gives way, and otherwise the package that comes first in the alphabet is taken; nobody takes
+the built-in portable device's name; nothing here raises because of somebody else's package,
+and what that prints goes to standard error.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
 
 from midspan import __version__
-from midspan.devices.contract import check_plugin
+from midspan.devices.contract import check_plugin, error_text
 from midspan.devices.interface_version import check_interface, version_text
+from midspan.devices.plugin_calls import PATIENCE_SECONDS, plugin_code, prints_as_errors
 from midspan.devices.plugin_loading import (
     InstalledPlugin,
     PluginFailure,
     PluginRegistry,
     load_plugins,
     plugin_failure,
+    uninstall_remedy,
 )
 from midspan.devices.probing import (
     PROBE_DEADLINE_SECONDS,
@@ -114,21 +118,25 @@ class DeviceCatalogue:
 
 
 def discover(
-    entries: Iterable[EntryPoint] | None = None, *, probe_deadline: float = PROBE_DEADLINE_SECONDS
+    entries: Iterable[EntryPoint] | None = None,
+    *,
+    probe_deadline: float = PROBE_DEADLINE_SECONDS,
+    patience: float = PATIENCE_SECONDS,
 ) -> DeviceCatalogue:
     """Load all plugins and ask each device plugin's probe once.
 
     Args:
         entries: entry points; None: those of the installed distributions.
         probe_deadline: seconds after which a probe that has not answered has failed.
+        patience: seconds of an import or a hook after which a person is told for whom they wait.
     """
-    registry = load_plugins(entries)
+    registry = load_plugins(entries, patience=patience)
     failures = [*registry.failures, *_architectures(registry)[1]]
     core = InstalledPlugin(name="", distribution=BUILT_IN, version=__version__)
-    admitted = {REFERENCE.name: (REFERENCE, core)}
+    admitted = [(REFERENCE, core)]
     for owner, hook in _implementations(registry, "midspan_devices"):
         try:
-            offered = _offered(hook, owner)
+            offered = _offered(hook, owner, patience)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -136,9 +144,10 @@ def discover(
             continue
         for item in offered:
             _admit(item, owner, admitted, failures)
-    outcomes = ask_probes([plugin for plugin, _ in admitted.values()], deadline_seconds=probe_deadline)
-    plugins = {
-        plugin.name: DiscoveredDevice(
+    with prints_as_errors():
+        outcomes = ask_probes([plugin for plugin, _ in admitted], deadline_seconds=probe_deadline)
+    asked = [
+        DiscoveredDevice(
             plugin=plugin,
             distribution=owner.distribution,
             version=owner.version,
@@ -147,9 +156,48 @@ def discover(
             import_seconds=owner.import_seconds,
             probe_seconds=outcome.seconds,
         )
-        for (plugin, owner), outcome in zip(admitted.values(), outcomes, strict=True)
-    }
-    return DeviceCatalogue(plugins=plugins, failures=tuple(failures), registry=registry)
+        for (plugin, owner), outcome in zip(admitted, outcomes, strict=True)
+    ]
+    plugins, others = _one_for_each_name(asked)
+    return DeviceCatalogue(plugins=plugins, failures=(*failures, *others), registry=registry)
+
+
+def _one_for_each_name(
+    asked: Sequence[DiscoveredDevice],
+) -> tuple[dict[str, DiscoveredDevice], list[PluginFailure]]:
+    """Of those with one name the first whose probe did not fail, or else the first; and why not the others."""
+    rivals: dict[str, list[DiscoveredDevice]] = {}
+    for device in asked:
+        rivals.setdefault(device.plugin.name, []).append(device)
+    chosen = {}
+    for name, group in rivals.items():
+        sound = [device for device in group if not isinstance(device.probe, ProbeFailed)]
+        chosen[name] = group[0] if name == REFERENCE.name or not sound else sound[0]
+    failures = [
+        _beaten(device, chosen[device.plugin.name]) for device in asked if device is not chosen[device.plugin.name]
+    ]
+    return {device.plugin.name: device for device in asked if device is chosen[device.plugin.name]}, failures
+
+
+def _beaten(device: DiscoveredDevice, taken: DiscoveredDevice) -> PluginFailure:
+    name, distribution = device.plugin.name, device.distribution
+    if distribution == taken.distribution:
+        message = f"The package {distribution} lists the device name '{name}' more than once; one of them is taken."
+        remedy = f"Correct the package, or report it to its makers: each plugin of {distribution} needs its own name."
+    else:
+        message = f"The device name '{name}' of {distribution} is already taken by {taken.distribution}"
+        broken = device.probe.error if isinstance(device.probe, ProbeFailed) else None
+        built_in = taken.distribution == BUILT_IN
+        message += f"; its own probe failed: {error_text(broken)}." if broken and not built_in else "."
+        remedy = uninstall_remedy(distribution, *([] if built_in else [taken.distribution]))
+    owner = InstalledPlugin(
+        name=device.entry_point,
+        distribution=distribution,
+        version=device.version,
+        import_seconds=device.import_seconds,
+    )
+    error = PluginError(message, plugin=name, remedy=remedy)
+    return plugin_failure(owner, name, error, interface=version_text(device.plugin.interface))
 
 
 def architectures(registry: PluginRegistry) -> dict[str, Callable[..., Any]]:
@@ -173,7 +221,7 @@ def _architectures(registry: PluginRegistry) -> tuple[dict[str, Callable[..., An
                         f"The architecture '{name}' of {owner.distribution} is already brought by "
                         f"{homes[name].distribution}.",
                         plugin=owner.name,
-                        remedy=f"Uninstall one of the two: pip uninstall {owner.distribution}",
+                        remedy=uninstall_remedy(owner.distribution, homes[name].distribution),
                     )
         except KeyboardInterrupt:
             raise
@@ -186,7 +234,8 @@ def _architectures(registry: PluginRegistry) -> tuple[dict[str, Callable[..., An
 
 
 def _offered_builders(hook: Callable[[], object], owner: InstalledPlugin) -> dict[str, Callable[..., Any]]:
-    offered = hook()
+    with _asking(owner, "architectures", PATIENCE_SECONDS):
+        offered = hook()
     if not isinstance(offered, Mapping) or not all(
         isinstance(name, str) and callable(builder) for name, builder in offered.items()
     ):
@@ -205,8 +254,14 @@ def _implementations(registry: PluginRegistry, name: str) -> list[tuple[Installe
     return [(owner, functions[owner.name]) for owner in registry.installed if owner.name in functions]
 
 
-def _offered(hook: Callable[[], object], owner: InstalledPlugin) -> Sequence[object]:
-    offered = hook()
+def _asking(owner: InstalledPlugin, what: str, patience: float) -> AbstractContextManager[None]:
+    doing = f"asking the plugin '{owner.name}' of {owner.distribution} for its {what}"
+    return plugin_code(doing, owner.distribution, owner.name, patience=patience)
+
+
+def _offered(hook: Callable[[], object], owner: InstalledPlugin, patience: float) -> Sequence[object]:
+    with _asking(owner, "devices", patience):
+        offered = hook()
     if not isinstance(offered, (list, tuple)):
         raise _no_devices(owner, offered)
     return offered
@@ -223,7 +278,7 @@ def _no_devices(owner: InstalledPlugin, offered: object) -> PluginError:
 def _admit(
     offered: object,
     owner: InstalledPlugin,
-    admitted: dict[str, tuple[DevicePlugin, InstalledPlugin]],
+    admitted: list[tuple[DevicePlugin, InstalledPlugin]],
     failures: list[PluginFailure],
 ) -> None:
     """Take a device plugin in, or record why not."""
@@ -235,14 +290,7 @@ def _admit(
         check_plugin(offered)
         name = offered.name
         check_interface(offered, owner.distribution)
-        if name in admitted:
-            raise PluginError(
-                f"The device name '{name}' of {owner.distribution} is already taken by "
-                f"{admitted[name][1].distribution}.",
-                plugin=name,
-                remedy=f"Uninstall one of the two: pip uninstall {owner.distribution}",
-            )
     except Exception as error:
         failures.append(plugin_failure(owner, name, error, interface=interface))
         return
-    admitted[name] = (offered, owner)
+    admitted.append((offered, owner))

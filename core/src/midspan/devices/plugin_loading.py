@@ -4,7 +4,8 @@ Reads entry points and registers hooks; calls none. Knows no hardware and no pac
 by name. A package that cannot be used is recorded with its traceback; nothing here
 raises because of somebody else's package, except that a person may interrupt.
 
-Not covered: code that ends the process or never returns while it is imported.
+Not covered: code that ends the process while it is imported, and code that never returns;
+there, a person is told for whom they wait and how to leave it out.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
 
-from midspan.devices.contract import error_text
-from midspan.errors import PluginError
+from midspan.devices.contract import error_text, own_error_remedy
+from midspan.devices.plugin_calls import PATIENCE_SECONDS, plugin_code
+from midspan.errors import MidspanError, PluginError
 from midspan.interface import hooks
+from midspan.settings import skipped_plugins
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,9 +74,11 @@ class PluginFailure:
 
     def remedy(self) -> str:
         """What to do about it."""
-        if isinstance(self.error, PluginError):
+        if isinstance(self.error, MidspanError) and self.error.remedy:
             return self.error.remedy
-        return f"Upgrade it, and the core that it was written for: pip install --upgrade midspan {self.distribution}"
+        if isinstance(self.error, ImportError) and (self.error.name or "").partition(".")[0] == "midspan":
+            return f"Upgrade it, and the core it was written for: pip install --upgrade midspan {self.distribution}"
+        return own_error_remedy(self.distribution)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,28 +89,38 @@ class PluginRegistry:
         manager: for calling hooks.
         installed: packages that loaded.
         failures: those that did not.
+        skipped: those that a person left out; they were not imported.
     """
 
     manager: pluggy.PluginManager
     installed: tuple[InstalledPlugin, ...]
     failures: tuple[PluginFailure, ...]
+    skipped: tuple[InstalledPlugin, ...] = ()
 
 
-def load_plugins(entries: Iterable[EntryPoint] | None = None) -> PluginRegistry:
+def load_plugins(entries: Iterable[EntryPoint] | None = None, *, patience: float = PATIENCE_SECONDS) -> PluginRegistry:
     """Load every entry point of the group ``midspan.plugins`` and register its hooks.
 
     Args:
         entries: entry points; None: those of the installed distributions.
+        patience: seconds of one import after which a person is told for whom they wait.
     """
+    left_out = skipped_plugins()
     manager = pluggy.PluginManager(hooks.PROJECT)
     manager.add_hookspecs(hooks)
     found = entry_points(group=hooks.ENTRY_POINT_GROUP) if entries is None else entries
     installed: dict[str, InstalledPlugin] = {}
     failures: list[PluginFailure] = []
+    skipped: list[InstalledPlugin] = []
     for entry in sorted(found, key=lambda entry: (_distribution(entry), entry.name)):
-        begun = time.perf_counter()
+        if entry.name in left_out:
+            skipped.append(_owner(entry, 0.0, ()))
+            continue
+        distribution, begun = _distribution(entry)[0], time.perf_counter()
+        doing = f"importing the plugin '{entry.name}' of {distribution}"
         try:
-            module = entry.load()
+            with plugin_code(doing, distribution, entry.name, patience=patience):
+                module = entry.load()
             seconds = time.perf_counter() - begun
             names = _register(manager, module, entry, installed)
         except KeyboardInterrupt:
@@ -115,7 +130,9 @@ def load_plugins(entries: Iterable[EntryPoint] | None = None) -> PluginRegistry:
             failures.append(plugin_failure(owner, owner.name, error))
         else:
             installed[entry.name] = _owner(entry, seconds, names)
-    return PluginRegistry(manager=manager, installed=tuple(installed.values()), failures=tuple(failures))
+    return PluginRegistry(
+        manager=manager, installed=tuple(installed.values()), failures=tuple(failures), skipped=tuple(skipped)
+    )
 
 
 def plugin_failure(
@@ -141,6 +158,11 @@ def plugin_failure(
     )
 
 
+def uninstall_remedy(*distributions: str) -> str:
+    """What to do where packages claim one name."""
+    return f"Uninstall one of them: {', or '.join(f'pip uninstall {name}' for name in distributions)}"
+
+
 def _owner(entry: EntryPoint, seconds: float, names: tuple[str, ...]) -> InstalledPlugin:
     distribution, version = _distribution(entry)
     return InstalledPlugin(
@@ -160,7 +182,7 @@ def _register(
             f"The plugin name '{entry.name}' of {_distribution(entry)[0]} is already taken by "
             f"{installed[entry.name].distribution}.",
             plugin=entry.name,
-            remedy=f"Uninstall one of the two: pip uninstall {_distribution(entry)[0]}",
+            remedy=uninstall_remedy(_distribution(entry)[0], installed[entry.name].distribution),
         )
     try:
         manager.register(module, name=entry.name)

@@ -11,11 +11,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from midspan.devices.contract import AUTO, check_device, error_text, plugin_at_fault
+from midspan.devices.contract import AUTO, check_device, error_text, own_error_remedy, plugin_at_fault
 from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, ProbeFailed
+from midspan.devices.plugin_calls import told_when_long
 from midspan.errors import DeviceNotFound, MidspanError, PluginError
 from midspan.interface.device import Device, DeviceInfo
 from midspan.interface.plugin import DevicePlugin, Unavailable
+from midspan.settings import SKIP_PLUGINS
+
+TIES = "Of equal preference what ships with Midspan comes first, then packages by name, then a package's own order."
 
 __all__ = ["AUTO", "SelectedDevice", "describe", "open_selected", "select_device"]
 
@@ -29,12 +33,14 @@ class SelectedDevice:
         distribution: the installed package that brings the plugin.
         info: the device.
         explanation: what was taken and why, for people.
+        entry_point: name of the package's entry point; empty for what is built in.
     """
 
     plugin: DevicePlugin
     distribution: str
     info: DeviceInfo
     explanation: str
+    entry_point: str = ""
 
 
 def select_device(catalogue: DeviceCatalogue, asked: str) -> SelectedDevice:
@@ -68,9 +74,7 @@ def select_device(catalogue: DeviceCatalogue, asked: str) -> SelectedDevice:
     first = f", the first of {len(discovered.devices())}" if info.id != asked and len(discovered.devices()) > 1 else ""
     parts = [f"Device {info.id} ({info.description}){first}, as asked."]
     parts += [f" Not taken: {line}." for line in _namesakes(catalogue, name)]
-    return SelectedDevice(
-        plugin=discovered.plugin, distribution=discovered.distribution, info=info, explanation="".join(parts)
-    )
+    return _selected(discovered, info, "".join(parts))
 
 
 def open_selected(selected: SelectedDevice, options: Mapping[str, str]) -> Device:
@@ -85,8 +89,12 @@ def open_selected(selected: SelectedDevice, options: Mapping[str, str]) -> Devic
         PluginError: opening failed, or what was opened breaks the interface.
         DeviceLost, OutOfDeviceMemory: as the plugin says.
     """
-    plugin = selected.plugin
-    with plugin_at_fault(plugin, selected.distribution, f"the device '{selected.info.id}' was opened"):
+    plugin, distribution = selected.plugin, selected.distribution
+    doing = f"opening the device '{selected.info.id}' of {distribution}"
+    with (
+        plugin_at_fault(plugin, distribution, f"the device '{selected.info.id}' was opened"),
+        told_when_long(doing, distribution, selected.entry_point),
+    ):
         device = plugin.open(selected.info, options)
         try:
             check_device(device, plugin, found=selected.info)
@@ -115,9 +123,20 @@ def _select_best(catalogue: DeviceCatalogue) -> SelectedDevice:
     by_name = ", ".join(dict.fromkeys(other.id.partition(":")[0] for other in others if other.preference < 0))
     parts = [f"Device {info.id} ({info.description}), taken by 'auto' for its preference of {info.preference}"]
     parts.append(f" over {beaten}." if beaten else ", the only one." if not others else ".")
+    parts += [f" {TIES}"] if any(other.preference == info.preference for other in others) else []
     parts += [f" Of negative preference, taken only when asked for by name: {by_name}."] if by_name else []
     parts += [f" Not available: {line}." for line in _absent(catalogue)]
-    return SelectedDevice(plugin=best.plugin, distribution=best.distribution, info=info, explanation="".join(parts))
+    return _selected(best, info, "".join(parts))
+
+
+def _selected(discovered: DiscoveredDevice, info: DeviceInfo, explanation: str) -> SelectedDevice:
+    return SelectedDevice(
+        plugin=discovered.plugin,
+        distribution=discovered.distribution,
+        info=info,
+        explanation=explanation,
+        entry_point=discovered.entry_point,
+    )
 
 
 def _absent(catalogue: DeviceCatalogue) -> list[str]:
@@ -128,6 +147,9 @@ def _absent(catalogue: DeviceCatalogue) -> list[str]:
         elif isinstance(discovered.probe, ProbeFailed):
             lines.append(f"{name}: its probe failed with {error_text(discovered.probe.error).rstrip('.')}")
     lines += [failure.summary().rstrip(".") for failure in catalogue.failures]
+    lines += [
+        f"{owner.name} ({owner.distribution}): left out by {SKIP_PLUGINS}" for owner in catalogue.registry.skipped
+    ]
     return lines
 
 
@@ -150,7 +172,7 @@ def _of_name(discovered: DiscoveredDevice, asked: str) -> DeviceInfo | None:
 
 def _probe_error(discovered: DiscoveredDevice, probe: ProbeFailed) -> PluginError:
     name, cause = discovered.plugin.name, probe.error
-    said, remedy = error_text(cause), f"Upgrade or reinstall it: pip install --upgrade {discovered.distribution}"
+    said, remedy = error_text(cause), own_error_remedy(discovered.distribution)
     if isinstance(cause, MidspanError):
         said, remedy = cause.message, cause.remedy or remedy
     error = PluginError(
@@ -176,6 +198,12 @@ def _raise_failure(catalogue: DeviceCatalogue, name: str) -> None:
                 plugin=failure.name,
                 remedy=failure.remedy(),
             ) from failure.error
+    for owner in catalogue.registry.skipped:
+        if name in (owner.name, owner.distribution, owner.distribution.removeprefix("midspan-")):
+            raise DeviceNotFound(
+                f"The plugin '{owner.name}' of {owner.distribution} is left out by {SKIP_PLUGINS}.",
+                remedy=f"Take '{owner.name}' out of {SKIP_PLUGINS}.",
+            )
 
 
 def _remedy(catalogue: DeviceCatalogue) -> str:

@@ -38,7 +38,7 @@ class ChosenBounds:
 
 
 def choose_bounds(
-    settings: EngineSettings, capabilities: Capabilities, published_dtype: str | None, graph: Graph
+    settings: EngineSettings, capabilities: Capabilities, published_dtype: str | None, graph: Graph, *, device: str
 ) -> ChosenBounds:
     """The limits to compile for.
 
@@ -47,6 +47,7 @@ def choose_bounds(
         capabilities: what the device takes.
         published_dtype: the checkpoint's type, None for a quantized one.
         graph: of the model.
+        device: its id, for messages.
 
     Raises:
         SettingsError: a type, block size or limit that the device does not take, or a context
@@ -57,13 +58,13 @@ def choose_bounds(
             f"max_model_len is {settings.max_model_len}, but the model was made for {graph.max_position} positions.",
             remedy=f"Set max_model_len to {graph.max_position} or less.",
         )
-    dtype = choose_dtype(settings.dtype, capabilities, published_dtype)
+    dtype = choose_dtype(settings.dtype, capabilities, published_dtype, device=device)
     block_size = settings.block_size or capabilities.block_sizes[0]
-    _require("block_size", block_size, capabilities.block_sizes)
+    _require("block_size", block_size, capabilities.block_sizes, device)
     cache_dtype = settings.kv_cache_dtype
     if cache_dtype == "auto":
         cache_dtype = dtype if dtype in capabilities.cache_dtypes else capabilities.cache_dtypes[0]
-    _require("kv_cache_dtype", cache_dtype, capabilities.cache_dtypes)
+    _require("kv_cache_dtype", cache_dtype, capabilities.cache_dtypes, device)
     cuts: list[str] = []
     tokens = _limit(
         "max_num_batched_tokens", settings.max_num_batched_tokens, MAX_NUM_BATCHED_TOKENS, capabilities.max_tokens, cuts
@@ -85,19 +86,20 @@ def choose_bounds(
     return ChosenBounds(bounds=bounds, cuts=tuple(cuts))
 
 
-def choose_dtype(asked: str, capabilities: Capabilities, published: str | None) -> str:
+def choose_dtype(asked: str, capabilities: Capabilities, published: str | None, *, device: str) -> str:
     """The activation type.
 
     Args:
         asked: a type's name, or ``auto``.
         capabilities: the types that the device claims, the preferred one first.
         published: the type of the checkpoint, None for a quantized one.
+        device: its id, for messages.
 
     Raises:
         SettingsError: the device does not claim the asked type.
     """
     if asked != "auto":
-        _require("dtype", asked, capabilities.dtypes)
+        _require("dtype", asked, capabilities.dtypes, device)
         return asked
     return published if published in capabilities.dtypes else capabilities.dtypes[0]
 
@@ -117,9 +119,9 @@ def _limit(name: str, asked: int | None, default: int, most: int | None, cuts: l
     return most
 
 
-def _require(name: str, value: object, claimed: tuple[object, ...]) -> None:
+def _require(name: str, value: object, claimed: tuple[object, ...], device: str) -> None:
     if value not in claimed:
         raise SettingsError(
-            f"The device does not take {name}={value}.",
+            f"The device {device} does not take {name}={value}.",
             remedy=f"It takes {', '.join(str(item) for item in claimed)}.",
         )

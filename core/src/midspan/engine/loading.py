@@ -145,7 +145,7 @@ def load_model(
             checkpoint = with_dummy_weights(checkpoint, graph)
         graph = apply_passes(graph)
         report(StartupPhase(name="graph", detail=f"{graph.architecture}, {len(graph.nodes)} nodes"))
-        chosen = choose_bounds(settings, device.capabilities, checkpoint.dtype, graph)
+        chosen = choose_bounds(settings, device.capabilities, checkpoint.dtype, graph, device=opened.selected.info.id)
         if chosen.cuts:
             report(StartupPhase(name="limits", detail=f"{', '.join(chosen.cuts)}, which is what the device takes"))
         asked = _Asked(settings=settings, path=path, selected=opened.selected)

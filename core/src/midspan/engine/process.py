@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,6 +57,7 @@ logger = logging.getLogger("midspan.engine")
 
 Message = TypeVar("Message", Start, Load)
 
+STANDARD_OUTPUT, STANDARD_ERROR = 1, 2
 PR_SET_PDEATHSIG = 1
 """From the Linux manual page prctl(2)."""
 
@@ -264,6 +266,8 @@ def main(arguments: list[str]) -> int:
     gc.disable()  # Until the model is loaded there is much to make and nothing to collect.
     descriptor, parent = int(arguments[0]), int(arguments[1])
     die_with_parent(parent)
+    with suppress(OSError):
+        os.dup2(STANDARD_ERROR, STANDARD_OUTPUT)  # Which is for results; what plugins print is none.
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s engine %(levelname)s %(message)s", force=True
     )

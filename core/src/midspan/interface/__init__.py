@@ -2,6 +2,8 @@
 
 Plain data and protocols: importing it loads numpy and nothing heavier, and no
 name in it belongs to a vendor. A third party can import all of it from here.
+
+Every record is made with keywords only, except ``Found``, ``Unavailable``, ``Yes`` and ``No``.
 """
 
 from __future__ import annotations

@@ -97,7 +97,8 @@ class Batch:
         block_tables: per cache group, int32 [B, M]: the blocks that hold the request's
             tokens, in order; entry i holds positions ``i * block_size`` and on. Unused
             entries, and entries wholly before a window, are the padding block. M is what this
-            step needs, or more.
+            step needs, or more: columns from ``ceil(max_context / block_size)`` on hold
+            padding blocks alone and may be cut off.
         slots: per cache group, int32 [T]: where each token's key and value are
             written, ``block * block_size + offset``; in no order. No two are equal.
         rows_to_sample: int32 [S].

@@ -84,7 +84,7 @@ class Cache(Protocol):
     """Blocks allocated for each group, the padding block included."""
 
     def read(self, group: str, blocks: Sequence[int]) -> NDArray[np.float32]:
-        """Copy blocks to the host in the canonical layout."""
+        """Copy blocks to the host in the canonical layout: a new array each time, that is the caller's."""
         ...
 
     def write(self, group: str, blocks: Sequence[int], data: NDArray[np.float32]) -> None:

@@ -29,9 +29,11 @@ class DeviceInfo:
 
     Attributes:
         id: what people write after ``--device``: the plugin's name, or ``name:index``.
-        description: for people: product and size.
+        description: for people: product and size, in one line without control characters.
         memory_bytes: memory that the device has in all.
-        preference: ``--device auto`` takes the highest; the portable fallback has 0.
+        preference: ``--device auto`` takes the highest; the portable fallback has 0 and is taken
+            before others that have 0. Other equals are taken by the names of their packages,
+            then in the package's own order.
     """
 
     id: str
@@ -102,8 +104,9 @@ class Device(Protocol):
             UnsupportedOperation: a node that nothing here can execute.
             OutOfDeviceMemory: the weights do not fit.
             CheckpointError: from the weight source.
-            SettingsError: the bounds ask for a type that is not claimed, or for an operation or a
-                kernel that there is not.
+            SettingsError: the bounds ask for a type or a block size that is not claimed, or
+                ``Bounds.kernels`` names an operation or a kernel that there is not; so it is for a
+                device that compiles whole graphs and has no table of kernels.
         """
         ...
 
@@ -112,7 +115,7 @@ class Device(Protocol):
 
         Raises:
             OutOfDeviceMemory: they do not fit.
-            SettingsError: the layout's type is not claimed.
+            SettingsError: the layout's type or block size is not claimed.
         """
         ...
 

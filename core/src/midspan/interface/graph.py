@@ -76,7 +76,8 @@ class Node:
         op: a key of ``interface.operations.OPERATIONS``.
         inputs: names of values, in the order of the operation's signature.
         outputs: names of the values that it produces.
-        weights: the operation's weight roles -> names of graph weights.
+        weights: the operation's weight roles -> names of graph weights; in no order, so a weight is
+            found by its role.
         attributes: the operation's attributes, all of them, defaults included.
         scope: the dotted prefix under which the builder made it; a pipeline may be
             cut where it changes.

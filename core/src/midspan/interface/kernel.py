@@ -85,7 +85,8 @@ class Kernel:
             where the operation has one, a tuple in the operation's order where it has several.
             An attention kernel's function gets, after its inputs, the cache as the device made
             it. No function may write into its inputs, which other nodes read too; an output may
-            share memory with them. Rows come first in every array, and there may be none.
+            share memory with them. An activation is returned in the program's type: the function
+            rounds, once, at its end. Rows come first in every array, and there may be none.
         supports: whether it can serve a site; a refusal says why.
         priority: the highest willing one is taken. Portable kernels have 0.
     """

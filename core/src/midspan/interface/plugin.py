@@ -14,7 +14,7 @@ class Found:
     """The probe found hardware.
 
     Attributes:
-        devices: at least one.
+        devices: at least one. Their texts hold no line breaks or other control characters.
     """
 
     devices: tuple[DeviceInfo, ...]

@@ -88,8 +88,10 @@ class Program(Protocol):
     ) -> tuple[NDArray[Any], ...]:
         """Run the graph once on any values, and bring its outputs to the host.
 
-        For graphs that do not end in sampling, one node of a kind among them, which is how
-        the conformance suite holds a device's operations against their definitions.
+        For graphs of any kind, one node among them, which is how the conformance suite holds a
+        device's operations against their definitions. T, B and S stay within ``Bounds``.
+        Where ``sampling.num_logprobs`` is None, a ``sample`` node's logprob, rank, top token ids
+        and top logprobs come with the shapes [0], [0], [0, 0] and [0, 0].
 
         Args:
             inputs: graph input -> host array, or the sampling record. An ``"activation"``

@@ -141,3 +141,14 @@ def test_ranks_open_the_numbered_devices_in_turn_and_any_other_one_together(
     chosen = next(info for info in infos if info.id == examined)
     several = replace(subject, discovered=replace(subject.discovered, probe=Found(infos)), info=chosen)
     assert [rank_device(several, rank).id for rank in range(3)] == opened
+
+
+def test_a_device_that_claims_groups_and_cannot_join_one_is_told_so_in_a_line(subject_of: Any, outcomes: Any) -> None:
+    claims = Capabilities(max_world_size=4)
+
+    class Alone(ReferenceDevice):
+        join = None  # type: ignore[assignment]
+
+    found = outcomes(subject_of(lambda info: Alone(info, capabilities=claims)), "collectives")
+    assert {item.outcome for item in found.values()} == {Outcome.FAILED}
+    assert all("join" in item.message and "\n" not in item.message for item in found.values())

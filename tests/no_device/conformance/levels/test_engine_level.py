@@ -176,3 +176,52 @@ def test_the_level_lists_every_claimed_type_and_block_size(subject_of: SubjectOf
     names = {check.name for check in engine.checks(subject_of(lambda info: ReferenceDevice(info)))}
     assert {f"blocks-of-{size}" for size in CAPABILITIES.block_sizes} <= names
     assert {f"one-request-{model}-in-{dtype}" for model in CONFIGS for dtype in CAPABILITIES.dtypes} <= names
+
+
+def test_a_device_whose_requests_are_shorter_than_a_block_passes(subject_of: SubjectOf, outcomes: Any) -> None:
+    for context in (8, 3):
+        claims = replace(SMALL, block_sizes=(16,), max_context=context)
+        subject = subject_of(lambda info, claims=claims: ReferenceDevice(info, capabilities=claims))  # type: ignore[misc]
+        for level in ("engine", "determinism", "faults"):
+            found = outcomes(subject, level)
+            # A process of its own does not find the device of this test.
+            wrong = {name: found[name].message for name in failed(found) - {"use-after-close"}}
+            assert wrong == {}, (context, level)
+
+
+def result_check(outcome: Any, subject: Subject) -> str:
+    return str(outcome(subject, "engine/results-as-declared").message)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda result: replace(result, token_ids=result.token_ids.astype(np.int64)), "token_ids is of int64"),
+        (lambda result: replace(result, token_ids=result.token_ids[:, None]), "token_ids has the shape"),
+        (lambda result: replace(result, invalid=np.zeros(len(result.token_ids), np.int8)), "invalid is of int8"),
+        (lambda result: replace(result, device_seconds=-0.5), "device_seconds is -0.5"),
+        (lambda result: replace(result, device_seconds=float("nan")), "device_seconds is nan"),
+    ],
+)
+def test_results_of_other_types_are_found(
+    change: Callable[[StepResult], StepResult], said: str, subject_of: SubjectOf, outcome: Any, with_results: Any
+) -> None:
+    subject = subject_of(with_results(lambda result, batch: change(result)))
+    assert said in result_check(outcome, subject)
+
+
+def test_logprobs_of_other_types_are_found(subject_of: SubjectOf, outcome: Any, with_results: Any) -> None:
+    def change(result: StepResult, batch: Batch) -> StepResult:
+        if result.logprobs is None:
+            return result
+        return replace(result, logprobs=replace(result.logprobs, ranks=result.logprobs.ranks.astype(np.int64)))
+
+    assert "logprobs.ranks is of int64" in result_check(outcome, subject_of(with_results(change)))
+
+
+def test_a_virtual_clock_tells_the_time_of_every_step(subject_of: SubjectOf, outcome: Any, with_results: Any) -> None:
+    claims = replace(SMALL, virtual_clock=True)
+    silent = subject_of(with_results(lambda result, batch: replace(result, device_seconds=None), claims))
+    assert "virtual_clock is claimed, and StepResult.device_seconds is None" in result_check(outcome, silent)
+    right = subject_of(with_results(lambda result, batch: replace(result, device_seconds=0.0), claims))
+    assert result_check(outcome, right) == ""

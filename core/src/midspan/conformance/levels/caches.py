@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from midspan.conformance.attention_cases import SHAPES, make_case
 from midspan.conformance.case_fitting import fitting
 from midspan.conformance.check import Check, CheckFailed
-from midspan.conformance.child_steps import run_steps, step
+from midspan.conformance.child_steps import SECONDS, run_steps, step
 from midspan.conformance.children.cache_misuse import STEPS
 from midspan.conformance.levels.operations import unknown_cache_type
 from midspan.conformance.operation_case import CacheContent
@@ -56,6 +56,7 @@ def checks(subject: Subject) -> Sequence[Check]:
             quick = dtype == claims.cache_dtypes[0] and size == claims.block_sizes[0]
             parts: Mapping[str, Callable[[Subject, CacheLayout], None]] = {
                 "write-and-read": _write_and_read,
+                "copies-on-the-host": _host_copies,
                 "copy": _copy,
                 "padding-block": _padding_block,
                 "sizes": _sizes,
@@ -67,7 +68,11 @@ def checks(subject: Subject) -> Sequence[Check]:
                 run = functools.partial(part, subject, layout)
                 found.append(_check(f"{name}-{dtype}-blocks-{size}", run, quick, unknown))
     outcomes = functools.cache(lambda: run_steps(subject, "cache_misuse", list(STEPS)))
-    return [*found, *(_check(name, functools.partial(step, name, outcomes), True) for name in STEPS)]
+    waits = SECONDS * len(STEPS)
+    for name in STEPS:
+        run = functools.partial(step, name, outcomes)
+        found.append(Check(level=LEVEL, name=name, run=run, quick=True, waits_seconds=waits))
+    return found
 
 
 def _check(name: str, run: Callable[[], None], quick: bool, unclaimed: str | None = None) -> Check:
@@ -146,6 +151,29 @@ def _write_and_read(subject: Subject, layout: CacheLayout) -> None:
             _filled(other, random)
             _require(cache, held, "after another cache was filled")
         _require(cache, held, "after another cache was closed")
+
+
+def _host_copies(subject: Subject, layout: CacheLayout) -> None:
+    """What was read belongs to the reader, what was given to be written to the giver: the cache keeps neither."""
+    random = np.random.default_rng(6)
+    with _allocated(subject, layout) as cache:
+        _filled(cache, random)
+        for group in layout.groups:
+            first = cache.read(group.name, [1, 2])
+            kept = first.copy()
+            cache.read(group.name, [3, 4])
+            if not np.array_equal(first, kept):
+                raise CheckFailed(f"what was read of group '{group.name}' changed when other blocks were read")
+            if first.flags.writeable:
+                first[...] = -first - 1
+            if not np.array_equal(cache.read(group.name, [1, 2]), kept):
+                raise CheckFailed(f"blocks of group '{group.name}' changed when the array that was read was written to")
+            data = _canonical(group, 2, layout.block_size, random)
+            cache.write(group.name, [1, 2], data)
+            written = cache.read(group.name, [1, 2]).copy()
+            data[...] = -data - 1
+            if not np.array_equal(cache.read(group.name, [1, 2]), written):
+                raise CheckFailed(f"blocks of group '{group.name}' changed with the array that they were written from")
 
 
 def _copy(subject: Subject, layout: CacheLayout) -> None:

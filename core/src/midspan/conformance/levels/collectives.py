@@ -20,6 +20,7 @@ from midspan.conformance.child_process import ChildEnd, device_arguments, run_ch
 from midspan.conformance.children.collective_rank import LEAVING_CODE
 from midspan.conformance.collective_cases import OPERATIONS
 from midspan.conformance.subject import Subject
+from midspan.devices.contract import check_device
 
 LEVEL = "collectives"
 WORLDS = (2, 3, 4)
@@ -48,13 +49,18 @@ def checks(subject: Subject) -> Sequence[Check]:
                     run=lambda group=group, operation=operation: group.check(operation),  # type: ignore[misc]
                     unclaimed=missing,
                     quick=size == WORLDS[0],
+                    waits_seconds=_CHILD_SECONDS,
                 )
             )
     ends = _Ends(subject)
+    ending = (
+        ("a-rank-that-dies-is-an-error", ends.rank_dies, True),
+        ("a-rank-that-never-comes-is-an-error", ends.rank_missing, False),
+        ("a-group-too-large-is-refused", ends.too_large, False),
+    )
     found += [
-        Check(level=LEVEL, name="a-rank-that-dies-is-an-error", run=ends.rank_dies, unclaimed=unclaimed, quick=True),
-        Check(level=LEVEL, name="a-rank-that-never-comes-is-an-error", run=ends.rank_missing, unclaimed=unclaimed),
-        Check(level=LEVEL, name="a-group-too-large-is-refused", run=ends.too_large, unclaimed=unclaimed),
+        Check(level=LEVEL, name=name, run=run, unclaimed=unclaimed, quick=quick, waits_seconds=_CHILD_SECONDS)
+        for name, run, quick in ending
     ]
     return found
 
@@ -66,6 +72,7 @@ def _free_address() -> str:
 
 
 def _run(subject: Subject, part: str, ranks: Sequence[int], world_size: int, seconds: float) -> list[ChildEnd]:
+    check_device(subject.device(), subject.plugin)
     address = _free_address()
     arguments = [
         device_arguments(subject, part=part, rank=rank, world_size=world_size, address=address, seconds=seconds)

@@ -11,8 +11,17 @@ from functools import cached_property, partial
 
 from midspan.conformance import loads
 from midspan.conformance.check import Check, CheckFailed
-from midspan.conformance.engine_drive import MAX_REQUESTS, DriveSettings, EngineDrive, LoadRequest, ProgramShelf, drive
+from midspan.conformance.engine_drive import (
+    MAX_REQUESTS,
+    DriveSettings,
+    EngineDrive,
+    LoadRequest,
+    ProgramShelf,
+    drive,
+    engine_on,
+)
 from midspan.conformance.reference_judge import ReferenceJudge
+from midspan.conformance.step_results import InspectedProgram
 from midspan.conformance.subject import Subject
 from midspan.conformance.tiny_model import CONFIGS, TinyModel, tiny_model
 from midspan.interface import Capabilities
@@ -20,6 +29,10 @@ from midspan.interface import Capabilities
 LEVEL = "engine"
 SMALL_STEP = 7
 """Tokens of a step, where prompts are to take several."""
+SHOWN = 8
+"""Problems of results that a message lists."""
+LEAST_CONTEXT = 4
+"""In which a request still runs while the one after it begins."""
 LIMIT_REQUESTS, LIMIT_TOKENS, LIMIT_CONTEXT = 48, 512, 512
 """A claimed limit is filled up to here."""
 
@@ -34,9 +47,10 @@ def checks(subject: Subject) -> Sequence[Check]:
         for dtype in claims.dtypes:
             add = partial(_check, found, f"{name}-in-{dtype}")
             add("one-request", partial(bench.one_request, model, dtype))
-            add("prefill-and-decode-together", partial(bench.mixed, model, dtype), needs_requests(claims), quick=True)
+            together = needs_requests(claims) or _needs_steps(claims)
+            add("prefill-and-decode-together", partial(bench.mixed, model, dtype), together, quick=True)
         add = partial(_check, found, name)
-        add("prompts-in-chunks", partial(bench.chunked, model), quick=True)
+        add("prompts-in-chunks", partial(bench.chunked, model), _needs_steps(claims), quick=True)
         add("shared-prefix", partial(bench.prefix, model), needs_block(claims), quick=True)
         add("preemption", partial(bench.preempted, model), needs_requests(claims) or needs_block(claims), quick=True)
     plain = _named("plain")
@@ -46,6 +60,7 @@ def checks(subject: Subject) -> Sequence[Check]:
         _check(found, "", f"blocks-of-{size}", partial(bench.block_size, size))
     for dtype in claims.cache_dtypes:
         _check(found, "", f"cache-of-{dtype}", partial(bench.cache_dtype, dtype))
+    _check(found, "", "results-as-declared", bench.results, quick=True)
     _check(found, "", "steps-as-large-as-claimed", bench.limits, _needs_limits(claims))
     return found
 
@@ -72,6 +87,13 @@ def needs_block(claims: Capabilities) -> str | None:
     """Why no request can fill a block and go on, or None."""
     if claims.max_context is not None and claims.max_context < claims.block_sizes[0] + 10:
         return f"max_context is {claims.max_context}, which is hardly a block"
+    return None
+
+
+def _needs_steps(claims: Capabilities) -> str | None:
+    """Why no request can go on for several steps, or None."""
+    if claims.max_context is not None and claims.max_context < LEAST_CONTEXT:
+        return f"max_context is {claims.max_context}, in which no request takes several steps"
     return None
 
 
@@ -111,12 +133,13 @@ class EngineBench:
 
     def chunked(self, make: Callable[[], TinyModel]) -> None:
         """Prompts longer than a step."""
+        small = min(SMALL_STEP, (self._subject.capabilities.max_context or 4 * SMALL_STEP) // 4)
         drive = self._run(
             make(),
-            DriveSettings(max_tokens=SMALL_STEP, max_requests=3),
+            DriveSettings(max_tokens=small, max_requests=3),
             lambda drive, vocab: loads.long_prompts(vocab, drive.bounds.max_context, 6 * SMALL_STEP),
         )
-        _require(max(shape.tokens for shape in drive.program.shapes) <= SMALL_STEP, "a step was larger than its limit")
+        _require(max(shape.tokens for shape in drive.program.shapes) <= small, "a step was larger than its limit")
         _require(any(shape.rows < shape.requests for shape in drive.program.shapes), "no prompt was cut")
 
     def prefix(self, make: Callable[[], TinyModel]) -> None:
@@ -154,6 +177,20 @@ class EngineBench:
                 DriveSettings(dtype=dtype),
                 lambda drive, vocab: loads.scored(vocab, drive.bounds.max_context, wanted),
             )
+
+    def results(self) -> None:
+        """Every field of every step's result is of the declared type and shape, with logprobs and without."""
+        model, settings, device = tiny_model("plain"), DriveSettings(), self.shelf.device
+        program = InspectedProgram(
+            program=self.shelf.program(model, settings.bounds(device)), claims=self._subject.capabilities
+        )
+        wanted = min(3, self._subject.capabilities.max_logprobs)
+        with engine_on(device, program, model, settings) as engine:
+            vocab, context = model.graph.vocab_size, engine.bounds.max_context
+            engine.run(loads.simple(vocab, context, count=3))
+            engine.run(loads.scored(vocab, context, wanted))
+        if program.problems:
+            raise CheckFailed("\n".join(list(program.problems)[:SHOWN]))
 
     def block_size(self, size: int) -> None:
         """A load in blocks of a claimed size."""
@@ -218,16 +255,19 @@ def _alone(drive: EngineDrive, vocab_size: int) -> list[LoadRequest]:
 def _filling(drive: EngineDrive, vocab_size: int) -> list[LoadRequest]:
     """One request as long as the context, and as many short ones as a step takes, all at once."""
     bounds = drive.bounds
-    longest = LoadRequest(prompt=loads.tokens(bounds.max_context - 1, 90, vocab_size), outputs=1)
+    length = max(1, bounds.max_context - 1)
+    longest = LoadRequest(prompt=loads.tokens(length, 90, vocab_size), outputs=1)
+    short = max(1, min(2, bounds.max_context - 1))
     many = [
-        LoadRequest(prompt=loads.tokens(2, 91 + place, vocab_size), outputs=8) for place in range(bounds.max_requests)
+        LoadRequest(prompt=loads.tokens(short, 91 + place, vocab_size), outputs=min(8, bounds.max_context - short))
+        for place in range(bounds.max_requests)
     ]
-    enough = -(-bounds.max_tokens // max(1, bounds.max_context - 2))
+    enough = -(-bounds.max_tokens // length)
     wide = [
-        LoadRequest(prompt=loads.tokens(bounds.max_context - 2, 900 + place, vocab_size), outputs=1)
+        LoadRequest(prompt=loads.tokens(length, 900 + place, vocab_size), outputs=1)
         for place in range(min(enough, bounds.max_requests))
     ]
-    return [longest, *wide, *(LoadRequest(prompt=one.prompt, outputs=one.outputs) for one in many)]
+    return [longest, *wide, *many]
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -46,7 +46,13 @@ def checks(subject: Subject) -> Sequence[Check]:
             )
             for place, dtype in enumerate(subject.dtypes())
         ),
-        Check(level=LEVEL, name="use-after-close", run=partial(use_after_close, subject), quick=True),
+        Check(
+            level=LEVEL,
+            name="use-after-close",
+            run=partial(use_after_close, subject),
+            quick=True,
+            waits_seconds=CHILD_SECONDS,
+        ),
         Check(level=LEVEL, name="damaged-weights", run=partial(damaged_weights, subject), quick=True),
     ]
     refusals: dict[str, Callable[[Subject], None]] = {
@@ -217,7 +223,7 @@ def _fail_one(engine: EngineDrive, model: TinyModel) -> None:
     context = engine.bounds.max_context
     healthy = loads.arriving(loads.simple(model.graph.vocab_size, context, count=4), 1)
     prompt = (*loads.tokens(max(1, min(5, context - 8)), 60, model.graph.vocab_size), POISON)
-    sick = LoadRequest(prompt=prompt, outputs=4, enters=2)
+    sick = LoadRequest(prompt=prompt, outputs=max(1, min(4, context - len(prompt))), enters=2)
     found = engine.run([*healthy, sick])
     if found[-1].error is None:
         raise CheckFailed(

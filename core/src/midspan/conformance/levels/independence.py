@@ -35,7 +35,13 @@ EXPECTED_USES = ("Device.compile", "Device.allocate_cache", "Device.memory", "Pr
 def checks(subject: Subject) -> Sequence[Check]:
     """The checks of this level."""
     return [
-        Check(level=LEVEL, name="no-patches-of-the-core", run=partial(no_patches, subject), quick=True),
+        Check(
+            level=LEVEL,
+            name="no-patches-of-the-core",
+            run=partial(no_patches, subject),
+            quick=True,
+            waits_seconds=CHILD_SECONDS,
+        ),
         Check(level=LEVEL, name="core-uses-what-is-declared", run=partial(declared_uses, subject), quick=True),
     ]
 

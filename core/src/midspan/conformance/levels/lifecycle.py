@@ -11,7 +11,7 @@ from typing import Any
 
 from midspan.conformance.check import Check, CheckFailed
 from midspan.conformance.child_process import run_children
-from midspan.conformance.child_steps import run_steps, step
+from midspan.conformance.child_steps import SECONDS, run_steps, step
 from midspan.conformance.children.lifecycle import STEPS
 from midspan.conformance.subject import Subject
 from midspan.devices.contract import check_device, check_memory, check_plugin, check_probe_answer
@@ -23,6 +23,8 @@ LEVEL = "lifecycle"
 PROBE_ATTEMPTS = 5
 """A machine may be busy: the best of so many new processes counts."""
 CHILD_SECONDS = 120.0
+PROBES = ("probe-is-cheap", "probe-imports-no-vendor-library")
+"""Checks that share what new processes say."""
 
 
 def checks(subject: Subject) -> Sequence[Check]:
@@ -39,7 +41,11 @@ def checks(subject: Subject) -> Sequence[Check]:
         "memory-report": lambda: _memory_report(subject),
         **{name: functools.partial(step, name, steps) for name in STEPS},
     }
-    return [Check(level=LEVEL, name=name, run=run, quick=True) for name, run in named.items()]
+    waits = {**dict.fromkeys(STEPS, SECONDS * len(STEPS)), **dict.fromkeys(PROBES, CHILD_SECONDS * PROBE_ATTEMPTS)}
+    return [
+        Check(level=LEVEL, name=name, run=run, quick=True, waits_seconds=waits.get(name, 0.0))
+        for name, run in named.items()
+    ]
 
 
 def _probe_answer(subject: Subject) -> None:

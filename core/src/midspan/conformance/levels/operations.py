@@ -13,12 +13,15 @@ from dataclasses import replace
 
 from midspan.conformance.case_fitting import fit, fitting
 from midspan.conformance.check import Check, CheckFailed
+from midspan.conformance.engine_drive import DriveSettings
+from midspan.conformance.input_readers import changed_inputs, read_roles
 from midspan.conformance.operation_case import NODE, OperationCase
 from midspan.conformance.operation_cases import operation_cases
 from midspan.conformance.operation_run import Setting, compile_case, require_agreement
 from midspan.conformance.packed_cases import packed_cases
 from midspan.conformance.report import REFUSED
 from midspan.conformance.subject import Subject
+from midspan.conformance.tiny_model import CONFIGS, tiny_model
 from midspan.errors import DeviceLost, UnsupportedOperation
 from midspan.interface import OPERATIONS, Device, NodePlacement
 from midspan.runtimes.reference.element_types import ELEMENT_TYPES
@@ -31,7 +34,14 @@ SHOWN = 8
 
 def checks(subject: Subject) -> Sequence[Check]:
     """The level's checks."""
-    return [*_plain_checks(subject), *_attention_checks(subject), *_kernel_checks(subject), *_packed_checks(subject)]
+    return [
+        *_plain_checks(subject),
+        *_attention_checks(subject),
+        *_input_checks(subject),
+        *_kernel_checks(subject),
+        *_packed_checks(subject),
+        Check(level=LEVEL, name="placement-names-every-node", run=lambda: _hold_placement(subject), quick=True),
+    ]
 
 
 def _plain_checks(subject: Subject) -> Iterator[Check]:
@@ -69,6 +79,56 @@ def unknown_cache_type(cache_dtype: str) -> str | None:
     if cache_dtype in ELEMENT_TYPES:
         return None
     return f"the cache type {cache_dtype} is the device's own, and the reference has none to compare it with"
+
+
+def _input_checks(subject: Subject) -> Iterator[Check]:
+    """In the preferred type: no operation writes to what other nodes read."""
+    claims = subject.capabilities
+    setting = Setting(dtype=claims.dtypes[0], cache_dtype=claims.cache_dtypes[0], block_size=claims.block_sizes[0])
+    plain = [case for case in operation_cases(claims.block_sizes[0]) if "strided" not in case.name]
+    for op in OPERATIONS:
+        mine = [case for case in plain if case.op == op and (op == "sample" or read_roles(case))]
+        if mine:
+            run = functools.partial(_hold_inputs, subject, mine, setting)
+            yield Check(level=LEVEL, name=f"inputs-kept-by-{op}", run=run, quick=True)
+
+
+def _hold_inputs(subject: Subject, cases: Sequence[OperationCase], setting: Setting) -> None:
+    device, problems = subject.device(), []
+    fitted = fitting(cases, device.capabilities)
+    for case in fitted:
+        try:
+            problem = changed_inputs(device, case, setting)
+        except UnsupportedOperation:
+            continue  # Refusals are counted where the operation is run alone.
+        if problem:
+            problems.append(f"{case.name}: {problem}")
+    if problems:
+        _raise_all(problems, len(fitted))
+
+
+def _hold_placement(subject: Subject) -> None:
+    """A placement has one entry for each node of the graph, in their order."""
+    device = subject.device()
+    for name in CONFIGS:
+        model = tiny_model(name)
+        program = device.compile(model.graph, model.weights(), DriveSettings().bounds(device))
+        placed = [(node.node, node.op) for node in program.placement.nodes]
+        program.close()
+        wanted = [(node.name, node.op) for node in model.graph.nodes]
+        if placed != wanted:
+            place = next(
+                (place for place, pair in enumerate(zip(placed, wanted, strict=False)) if pair[0] != pair[1]),
+                min(len(placed), len(wanted)),
+            )
+            raise CheckFailed(
+                f"Program.placement of the model '{name}' has {len(placed)} nodes and the graph {len(wanted)}; "
+                f"number {place} is {_shown(placed, place)} in the placement and {_shown(wanted, place)} in the graph"
+            )
+
+
+def _shown(nodes: Sequence[tuple[str, str]], place: int) -> str:
+    return "{} ({})".format(*nodes[place]) if place < len(nodes) else "missing"
 
 
 def _kernel_checks(subject: Subject) -> Iterator[Check]:
@@ -164,10 +224,10 @@ def _bad_refusal(case: OperationCase, refusal: UnsupportedOperation) -> list[str
     return []
 
 
-def _raise_all(problems: Sequence[str], cases: int) -> None:
+def _raise_all(problems: Sequence[str], cases: int, heading: str = "{problems} of {cases} cases") -> None:
     shown = "\n".join(f"- {problem}" for problem in problems[:SHOWN])
     more = f"\n- and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    raise CheckFailed(f"{len(problems)} of {cases} cases:\n{shown}{more}")
+    raise CheckFailed(f"{heading.format(problems=len(problems), cases=cases)}:\n{shown}{more}")
 
 
 def _hold_kernels(subject: Subject, cases: Sequence[OperationCase], setting: Setting) -> None:
@@ -175,7 +235,8 @@ def _hold_kernels(subject: Subject, cases: Sequence[OperationCase], setting: Set
     device = subject.device()
     problems: list[str] = []
     seen: set[tuple[str, bool]] = set()
-    for case in fitting(cases, device.capabilities):
+    fitted = fitting(cases, device.capabilities)
+    for case in fitted:
         placed = placement_of(device, case, setting)
         if placed is None:
             continue
@@ -187,7 +248,7 @@ def _hold_kernels(subject: Subject, cases: Sequence[OperationCase], setting: Set
             seen.add((placed.kernel, placed.fallback))
             problems += _strict(device, case, setting, placed)
     if problems:
-        _raise_all(problems, len(cases))
+        _raise_all(problems, len(fitted), "{problems} problems of kernels in {cases} cases")
 
 
 def placement_of(device: Device, case: OperationCase, setting: Setting) -> NodePlacement | None:
