@@ -41,7 +41,7 @@ def fetch_result(
         _check_array(device, "invalid", result.invalid, np.dtype(np.bool_), (rows,))
         good = ~result.invalid
     tokens = result.token_ids[good]
-    if tokens.size and not (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size):
+    if tokens.size and not (int(tokens.min()) >= 0 and int(tokens.max()) < vocab_size):
         wrong = tokens[(tokens < 0) | (tokens >= vocab_size)][0]
         raise _breach(device, f"StepResult.token_ids holds {wrong}", f"ids are from 0 to {vocab_size - 1}")
     _check_logprobs(device, result.logprobs, rows, None if num_logprobs is None else min(num_logprobs, vocab_size))
