@@ -9,6 +9,7 @@
 #include <new>
 
 #include "context.h"
+#include "plan.h"
 #include "thread_pool.h"
 
 namespace midspan {
@@ -255,6 +256,12 @@ int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, in
   return call.kernels().argmax(call.context(), logits, logits_stride, rows, columns, ids, failed);
 }
 
+int32_t midspan_cpu_sample(midspan_cpu_context* context, const midspan_cpu_sampling* sampling, const float* logits,
+                           int64_t logits_stride, int64_t rows, int64_t columns, int32_t* ids, uint8_t* failed) {
+  Call call(context);
+  return call.kernels().sample(call.context(), *sampling, logits, logits_stride, rows, columns, ids, failed);
+}
+
 int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention, const void* key,
                                 int64_t key_stride, const void* value, int64_t value_stride, const int32_t* slots,
                                 int64_t tokens) {
@@ -269,6 +276,12 @@ int32_t midspan_cpu_run_attention(midspan_cpu_context* context, const midspan_cp
   Call call(context);
   return call.kernels().run_attention(call.context(), *attention, query, query_stride, query_starts, context_lengths,
                                       block_table, block_table_stride, requests, out, out_stride);
+}
+
+int32_t midspan_cpu_run_plan(midspan_cpu_context* context, const midspan_cpu_instruction* instructions, int64_t count,
+                             const midspan_cpu_step* step, int64_t* nanoseconds, int64_t* failed) {
+  Call call(context);
+  return midspan::run_plan(call.context(), call.kernels(), instructions, count, *step, nanoseconds, failed);
 }
 
 }  // extern "C"

@@ -31,6 +31,7 @@ struct Kernels {
   int32_t (*embedding)(Context&, int32_t, const void*, int64_t, int64_t, int64_t, float, const int32_t*, int64_t,
                        int32_t, void*, int64_t);
   int32_t (*argmax)(Context&, const float*, int64_t, int64_t, int64_t, int32_t*, uint8_t*);
+  int32_t (*sample)(Context&, const midspan_cpu_sampling&, const float*, int64_t, int64_t, int64_t, int32_t*, uint8_t*);
   int32_t (*write_cache)(Context&, const midspan_cpu_attention&, const void*, int64_t, const void*, int64_t,
                          const int32_t*, int64_t);
   int32_t (*run_attention)(Context&, const midspan_cpu_attention&, const void*, int64_t, const int32_t*, const int32_t*,

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define MIDSPAN_CPU_ABI_VERSION 1
+#define MIDSPAN_CPU_ABI_VERSION 2
 
 /* Results. */
 enum {
@@ -173,6 +173,27 @@ int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, cons
 int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,
                            int64_t columns, int32_t* ids, uint8_t* failed);
 
+/* How to choose a token for each of some rows; what it means stands in midspan.runtimes.reference.sampling. */
+typedef struct {
+  const float* temperature;     /* [rows], 0 for the largest */
+  const int32_t* top_k;         /* [rows] */
+  const float* top_p;           /* [rows] */
+  const float* min_p;           /* [rows] */
+  const float* numbers;         /* [rows], uniform in [0, 1) */
+  const int32_t* edit_starts;   /* [rows + 1]: which edits are a row's; NULL for no edits */
+  const int32_t* edit_ids;      /* columns */
+  const float* edit_repetition; /* factors, see the definition */
+  const float* edit_bias;
+  const uint32_t* allowed; /* [rows, allowed_words], a bit for each column; NULL: all are allowed */
+  int64_t allowed_words;
+  const int32_t* targets;    /* [rows], and */
+  const uint8_t* has_target; /* [rows]: the row's token is the target; NULL: no row is so */
+} midspan_cpu_sampling;
+
+/* ids[r] = the token of row r, logits float32; failed[r] = 1, and ids[r] = 0, for rows that cannot be sampled. */
+int32_t midspan_cpu_sample(midspan_cpu_context* context, const midspan_cpu_sampling* sampling, const float* logits,
+                           int64_t logits_stride, int64_t rows, int64_t columns, int32_t* ids, uint8_t* failed);
+
 /* ---- attention ----------------------------------------------------------------------- */
 
 /* What stays the same between calls of one attention layer.
@@ -215,6 +236,61 @@ int32_t midspan_cpu_run_attention(midspan_cpu_context* context, const midspan_cp
                                   const void* query, int64_t query_stride, const int32_t* query_starts,
                                   const int32_t* context_lengths, const int32_t* block_table,
                                   int64_t block_table_stride, int64_t requests, void* out, int64_t out_stride);
+
+/* ---- plan: many kernels in one call ---------------------------------------------------- */
+
+/* What an instruction runs: the functions above. */
+enum {
+  MIDSPAN_CPU_OP_LINEAR = 0,       /* config: midspan_cpu_linear; x, y */
+  MIDSPAN_CPU_OP_RMS_NORM = 1,     /* config: weight; config_columns: weight_columns; x, y */
+  MIDSPAN_CPU_OP_ADD_RMS_NORM = 2, /* the same; x2: residual, y2: sum */
+  MIDSPAN_CPU_OP_GATED = 3,        /* code: function; x: gate, x2: up, y */
+  MIDSPAN_CPU_OP_ROTARY = 4,       /* config: midspan_cpu_rotary; integers[0]: positions; x, x2, y, y2 */
+  MIDSPAN_CPU_OP_EMBEDDING = 5,    /* config: table; code: format; config_columns: table_rows; row_bytes: table_row_bytes;
+                                      real: scale; integers[0]: ids; y */
+  MIDSPAN_CPU_OP_SELECT_ROWS = 6,  /* integers[0]: row numbers; x, y */
+  MIDSPAN_CPU_OP_WRITE_CACHE = 7,  /* config: midspan_cpu_attention; integers[0]: slots; x: key, x2: value */
+  MIDSPAN_CPU_OP_ATTENTION = 8     /* config: midspan_cpu_attention; integers: query_starts, context_lengths,
+                                      block_table; x: query, y */
+};
+
+/* Which of a step's counts is the number of an instruction's rows. */
+enum { MIDSPAN_CPU_ROWS_TOKENS = 0, MIDSPAN_CPU_ROWS_SAMPLED = 1 };
+
+typedef struct {
+  void* data;
+  int64_t stride;
+} midspan_cpu_matrix;
+
+typedef struct {
+  int32_t op;
+  int32_t rows; /* MIDSPAN_CPU_ROWS_... */
+  int32_t type; /* element type of the matrices */
+  int32_t code;
+  int32_t integers[4]; /* numbers of the step's integer arrays */
+  const void* config;
+  int64_t config_columns;
+  int64_t row_bytes;
+  int64_t columns;
+  float real; /* epsilon of a norm */
+  float offset;
+  midspan_cpu_matrix x, x2, y, y2;
+} midspan_cpu_instruction;
+
+/* What differs between steps. */
+typedef struct {
+  int64_t tokens;
+  int64_t requests;
+  int64_t sampled;
+  const int32_t* const* integers; /* arrays by number */
+  const int64_t* strides;         /* elements between rows of each, for block tables */
+} midspan_cpu_step;
+
+/* Runs instructions in order.
+ *   nanoseconds: [count], gets what each took, or NULL.
+ *   failed: gets the number of the instruction whose result is returned when it is not MIDSPAN_CPU_OK. */
+int32_t midspan_cpu_run_plan(midspan_cpu_context* context, const midspan_cpu_instruction* instructions, int64_t count,
+                             const midspan_cpu_step* step, int64_t* nanoseconds, int64_t* failed);
 
 #ifdef __cplusplus
 }

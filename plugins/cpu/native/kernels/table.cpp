@@ -27,6 +27,7 @@ Function<&Kernels::gated> gated;
 Function<&Kernels::run_rotary> run_rotary;
 Function<&Kernels::embedding> embedding;
 Function<&Kernels::argmax> argmax;
+Function<&Kernels::sample> sample;
 Function<&Kernels::write_cache> write_cache;
 Function<&Kernels::run_attention> run_attention;
 }  // namespace MIDSPAN_ISA_ELSEWHERE
@@ -37,7 +38,8 @@ namespace others = MIDSPAN_ISA_ELSEWHERE;
 
 const Kernels kernels = {
     MIDSPAN_TEXT(MIDSPAN_ISA), others::run_linear, run_quantized_linear, others::add_rms_norm, others::gated,
-    others::run_rotary,        others::embedding,  others::argmax,       others::write_cache,  others::run_attention,
+    others::run_rotary,        others::embedding,  others::argmax,       others::sample,       others::write_cache,
+    others::run_attention,
 };
 
 }  // namespace MIDSPAN_ISA

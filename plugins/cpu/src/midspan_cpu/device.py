@@ -8,11 +8,13 @@ torch's threads is set once, when the device is opened.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
 from weakref import WeakSet
 
 import torch
 
-from midspan.errors import OutOfDeviceMemory, SettingsError
+from midspan.errors import OutOfDeviceMemory, PluginError, SettingsError
 from midspan.interface import (
     Bounds,
     CacheLayout,
@@ -29,6 +31,7 @@ from midspan.runtimes.torch.program import TorchProgram, TorchRuntime
 from midspan_cpu.capabilities import capabilities
 from midspan_cpu.kernels.table import KernelSet
 from midspan_cpu.machine import memory_state, usable_cores
+from midspan_cpu.native_step import NativeStep
 from midspan_cpu.options import CpuOptions
 from midspan_cpu.settings import read_cpu_environment
 
@@ -56,6 +59,7 @@ class CpuDevice:
             kernels=self._kernels.kernels,
             widens_products=not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
             transposed_keys=True,
+            bind=None if self._kernels.native is None else self._bind,
         )
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> TorchProgram:
@@ -104,6 +108,11 @@ class CpuDevice:
         self._programs.clear()
         self._caches.clear()
         self._kernels.close()
+
+    def _bind(self, graph: Graph, functions: Sequence[Any], bounds: Bounds) -> NativeStep:
+        if self._kernels.native is None:
+            raise PluginError("the device was closed.", plugin="cpu")
+        return NativeStep(graph, functions, bounds, self._kernels.native)
 
     def _check(self, setting: str, value: str, claimed: tuple[str, ...]) -> None:
         if value not in claimed:

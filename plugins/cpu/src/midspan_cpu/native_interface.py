@@ -9,7 +9,7 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 """Codes of element types; also the codes of dense weight formats."""
@@ -74,6 +74,83 @@ class AttentionConfig(Structure):
     ]
 
 
+class SamplingConfig(Structure):
+    """``midspan_cpu_sampling``: how to choose a token for each row."""
+
+    _fields_ = [
+        ("temperature", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+        ("numbers", c_void_p),
+        ("edit_starts", c_void_p),
+        ("edit_ids", c_void_p),
+        ("edit_repetition", c_void_p),
+        ("edit_bias", c_void_p),
+        ("allowed", c_void_p),
+        ("allowed_words", c_int64),
+        ("targets", c_void_p),
+        ("has_target", c_void_p),
+    ]
+
+
+OPERATIONS = {
+    "linear": 0,
+    "rms_norm": 1,
+    "add_rms_norm": 2,
+    "gated": 3,
+    "rotary": 4,
+    "embedding": 5,
+    "select_rows": 6,
+    "write_cache": 7,
+    "attention": 8,
+}
+"""Codes of what an instruction runs."""
+
+TOKEN_ROWS, SAMPLED_ROWS = 0, 1
+"""Which of a step's counts is the number of an instruction's rows."""
+
+
+class Matrix(Structure):
+    """``midspan_cpu_matrix``: the address of the first row, and elements from row to row."""
+
+    _fields_ = [("data", c_void_p), ("stride", c_int64)]
+
+
+class Instruction(Structure):
+    """``midspan_cpu_instruction``: one kernel of a plan."""
+
+    _fields_ = [
+        ("op", c_int32),
+        ("rows", c_int32),
+        ("type", c_int32),
+        ("code", c_int32),
+        ("integers", c_int32 * 4),
+        ("config", c_void_p),
+        ("config_columns", c_int64),
+        ("row_bytes", c_int64),
+        ("columns", c_int64),
+        ("real", c_float),
+        ("offset", c_float),
+        ("x", Matrix),
+        ("x2", Matrix),
+        ("y", Matrix),
+        ("y2", Matrix),
+    ]
+
+
+class Step(Structure):
+    """``midspan_cpu_step``: what differs between steps."""
+
+    _fields_ = [
+        ("tokens", c_int64),
+        ("requests", c_int64),
+        ("sampled", c_int64),
+        ("integers", c_void_p),
+        ("strides", c_void_p),
+    ]
+
+
 _POINTER, _SIZE, _CODE, _REAL = c_void_p, c_int64, c_int32, c_float
 _MATRIX = (_POINTER, _SIZE)
 
@@ -86,7 +163,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "run_rotary": (POINTER(RotaryConfig), _POINTER, _SIZE, *_MATRIX, *_MATRIX, *_MATRIX, *_MATRIX),
     "embedding": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _SIZE, _CODE, *_MATRIX),
     "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
+    "sample": (POINTER(SamplingConfig), *_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "write_cache": (POINTER(AttentionConfig), *_MATRIX, *_MATRIX, _POINTER, _SIZE),
+    "run_plan": (_POINTER, _SIZE, POINTER(Step), _POINTER, POINTER(_SIZE)),
     "run_attention": (*(POINTER(AttentionConfig), *_MATRIX, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, *_MATRIX),),
 }
 """Functions that take the context first and return a result code: the other argument types."""

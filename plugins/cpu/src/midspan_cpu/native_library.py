@@ -25,8 +25,11 @@ from midspan_cpu.native_interface import (
     GGUF_FORMATS,
     SIGNATURES,
     AttentionConfig,
+    Instruction,
     LinearConfig,
     RotaryConfig,
+    SamplingConfig,
+    Step,
 )
 
 __all__ = [
@@ -98,6 +101,7 @@ class NativeLibrary:
         self._run_rotary = library.midspan_cpu_run_rotary
         self._write_cache = library.midspan_cpu_write_cache
         self._run_attention = library.midspan_cpu_run_attention
+        self._run_plan = library.midspan_cpu_run_plan
 
     def close(self) -> None:
         """End the threads and free scratch memory. A second call does nothing."""
@@ -243,7 +247,20 @@ class NativeLibrary:
 
     def argmax(self, logits: int, stride: int, rows: int, columns: int, ids: int, failed: int) -> None:
         """Largest column of each float32 row to int32 ids; uint8 failed marks rows that cannot be sampled."""
+        if not self._context:
+            raise MidspanError("The device was closed.")
         self._check(self._library.midspan_cpu_argmax(self._context, logits, stride, rows, columns, ids, failed))
+
+    def sample(
+        self, config: SamplingConfig, logits: int, stride: int, rows: int, columns: int, ids: int, failed: int
+    ) -> None:
+        """A token of each float32 row to int32 ids; uint8 failed marks rows that cannot be sampled."""
+        if not self._context:
+            raise MidspanError("The device was closed.")
+        library = self._library
+        self._check(
+            library.midspan_cpu_sample(self._context, byref(config), logits, stride, rows, columns, ids, failed)
+        )
 
     def write_cache(
         self,
@@ -281,6 +298,35 @@ class NativeLibrary:
         if result:
             self._check(result)
 
+    def run_plan(self, instructions: ctypes.Array[Instruction], step: Step, begin: int, end: int) -> None:
+        """Run instructions ``begin`` to ``end`` one after the other in one call.
+
+        Args:
+            instructions: what to run; addresses in it are alive.
+            step: counts and integer arrays of the step.
+            begin, end: which of them.
+        """
+        self._execute(instructions, step, begin, end, None)
+
+    def time_plan(self, instructions: ctypes.Array[Instruction], step: Step, begin: int, end: int) -> list[int]:
+        """Run instructions as ``run_plan`` does; nanoseconds that each took."""
+        spent = (c_int64 * (end - begin))()
+        self._execute(instructions, step, begin, end, spent)
+        return list(spent)
+
+    def _execute(
+        self, instructions: ctypes.Array[Instruction], step: Step, begin: int, end: int, spent: object
+    ) -> None:
+        if not self._context:
+            raise MidspanError("The device was closed.")
+        failed = c_int64()
+        first = ctypes.addressof(instructions) + begin * INSTRUCTION_BYTES
+        result = self._run_plan(self._context, first, end - begin, byref(step), spent, byref(failed))
+        if result:
+            self._check(result)
+
+
+INSTRUCTION_BYTES = ctypes.sizeof(Instruction)
 
 Loaded = Union[NativeLibrary, Unavailable]
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest
 
+from midspan_cpu.native_interface import SamplingConfig
 from midspan_cpu.native_library import NativeLibrary, load_native_library
 
 PAGE = mmap.PAGESIZE
@@ -70,6 +71,32 @@ def check_rows(kernels: conftest.Kernels, dtype: str) -> None:
         kernels.rotary(query, key, positions, table, head_size=7, interleaved=interleaved)
 
 
+def check_sampling(library: NativeLibrary) -> None:
+    for columns in [1, 63, 129, 1000]:
+        logits, rows = random((4, columns), "float32"), 4
+        held = {
+            "temperature": guarded(np.array([0.0, 1.0, 0.5, 2.0], np.float32)),
+            "top_k": guarded(np.array([columns, columns, 1, min(columns, 9)], np.int32)),
+            "top_p": guarded(np.array([1.0, 0.9, 0.5, 0.7], np.float32)),
+            "min_p": guarded(np.array([0.0, 0.1, 0.0, 0.0], np.float32)),
+            "numbers": guarded(np.array([0.0, 0.3, 0.6, 0.99999], np.float32)),
+            "edit_starts": guarded(np.array([0, 1, 1, 2, 2], np.int32)),
+            "edit_ids": guarded(np.array([columns - 1, 0], np.int32)),
+            "edit_repetition": guarded(np.array([1.5, 1.0], np.float32)),
+            "edit_bias": guarded(np.array([0.0, 2.0], np.float32)),
+            "allowed": guarded(np.full((rows, -(-columns // 32)), 0xFFFFFFFF, np.uint32)),
+            "targets": guarded(np.array([0, 0, 0, columns - 1], np.int32)),
+            "has_target": guarded(np.array([0, 0, 0, 1], np.uint8)),
+        }
+        addresses = {name: conftest.address(array) for name, array in held.items()}
+        config = SamplingConfig(**addresses, allowed_words=held["allowed"].shape[1])
+        ids, failed = guarded(np.zeros(rows, np.int32)), guarded(np.ones(rows, np.uint8))
+        where = (conftest.address(logits), columns, rows, columns)
+        library.sample(config, *where, conftest.address(ids), conftest.address(failed))
+        assert not failed.any()
+        assert ids[3] == columns - 1
+
+
 def check_attention(kernels: conftest.Kernels, dtype: str, key_size: int, value_size: int) -> None:
     """The last block of the cache is the one in use, so that a step too far leaves the cache."""
     kv_heads, heads, blocks, block_size, length = 1, 3, 6, 16, 83
@@ -97,6 +124,7 @@ def main() -> None:
         return guarded(full(shape, value, dtype))
 
     np.full = guarded_full  # type: ignore[assignment]  # outputs as well
+    check_sampling(library)
     for dtype in conftest.DTYPES:
         for check in (check_linear, check_rows):
             print(check.__name__, dtype, flush=True)

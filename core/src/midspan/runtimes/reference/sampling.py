@@ -33,7 +33,7 @@ everything that is rounded is computed row by row. Logits are never written to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def sample(logits: NDArray[np.float32], sampling: SamplingBatch) -> StepResult:
         tokens, valid = _choose(logits, sampling)
         logprobs = None
         if sampling.num_logprobs is not None:
-            logprobs = _logprobs(logits, tokens, valid, sampling.num_logprobs)
+            logprobs = token_logprobs(logits, tokens, valid, sampling.num_logprobs)
     tokens[~valid] = 0
     return StepResult(
         token_ids=tokens.astype(np.int32), logprobs=logprobs, invalid=None if bool(valid.all()) else ~valid
@@ -258,8 +258,15 @@ def _edit(raw: FloatRow, edit: Edit | None, allowed: NDArray[np.uint32] | None) 
     return edited
 
 
-def _logprobs(logits: FloatRow, tokens: IdRow, valid: NDArray[np.bool_], count: int) -> Logprobs:
-    """Step 2 for all rows; an invalid row gets minus infinity, rank 0 and the first ids."""
+def token_logprobs(logits: FloatRow, tokens: NDArray[Any], valid: NDArray[np.bool_], count: int) -> Logprobs:
+    """Step 2 for all rows; an invalid row gets minus infinity, rank 0 and the first ids.
+
+    Args:
+        logits: float32 [S, V], before any edit.
+        tokens: integers [S], what was chosen.
+        valid: bool [S].
+        count: how many top logprobs.
+    """
     rows, width = len(logits), min(count, logits.shape[1])
     chosen = np.full(rows, -np.inf, np.float32)
     ranks = np.zeros(rows, np.int32)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -39,6 +39,22 @@ KernelTable = Callable[[Preparation], Sequence[Kernel]]
 StepFunction = Callable[..., Any]
 
 
+class BoundStep(Protocol):
+    """A whole step as one function of the graph's inputs and the cache; never called by two threads at once."""
+
+    def __call__(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
+        """The graph's outputs; they share no memory with the next step's."""
+        ...
+
+    def node_times(self, *inputs: Any) -> Mapping[str, int]:
+        """Run the step; nanoseconds by node."""
+        ...
+
+
+BindStep = Callable[[Graph, Sequence[StepFunction], Bounds], BoundStep]
+"""(graph, what serves each of its nodes, bounds) -> the step."""
+
+
 def no_kernels(preparation: Preparation) -> Sequence[Kernel]:
     """The table of a device that has no kernels of its own."""
     return ()
@@ -55,6 +71,7 @@ class TorchRuntime:
         widens_products: see ``Preparation``.
         transposed_keys: the device's attention wants the cached keys of a block transposed,
             see ``TorchCache``.
+        bind: makes one function of the functions of all nodes; None: the generated code.
     """
 
     device: str
@@ -62,6 +79,7 @@ class TorchRuntime:
     kernels: KernelTable = no_kernels
     widens_products: bool = False
     transposed_keys: bool = False
+    bind: BindStep | None = None
 
     def compile(self, graph: Graph, weights: WeightSource, bounds: Bounds) -> TorchProgram:
         """Choose a kernel for each node, prepare it with its weights, and generate the step's code.
@@ -88,6 +106,7 @@ class TorchRuntime:
             preparation=preparation,
             functions=functions,
             placement=Placement(device=self.device_id, nodes=tuple(placed)),
+            bind=self.bind,
         )
 
     def allocate_cache(self, layout: CacheLayout, blocks: tuple[int, ...]) -> TorchCache:
@@ -163,6 +182,7 @@ class TorchProgram:
         preparation: Preparation,
         functions: Sequence[StepFunction],
         placement: Placement,
+        bind: BindStep | None = None,
     ) -> None:
         self.placement = placement
         self._graph = graph
@@ -170,7 +190,8 @@ class TorchProgram:
         self._functions = tuple(functions)
         self._code: StepCode = generate(graph)
         self.source = self._code.source
-        self._step = _bind(self.source, self._functions)
+        self._bound = None if bind is None else bind(graph, functions, bounds)
+        self._step: StepFunction = self._bound or _bind(self.source, self._functions)
         self._samples = any(node.op == "sample" and node.outputs == graph.outputs for node in graph.nodes)
         self._working_bytes = _working_bytes(graph, bounds)
         self._running = threading.Lock()
@@ -220,11 +241,19 @@ class TorchProgram:
             One entry for each node, in execution order. On a device that works behind the
             host's back the times are those of handing work over.
         """
-        turns = [[spent for _, spent, _ in self._walk(batch, cache)] for _ in range(repeat)]
+        turns = [self._times(batch, cache) for _ in range(repeat)]
         return [
             NodeTime(node=placed.node, op=placed.op, kernel=placed.kernel, nanoseconds=min(times))
             for placed, times in zip(self.placement.nodes, zip(*turns, strict=True), strict=True)
         ]
+
+    def _times(self, batch: Batch, cache: Cache) -> list[int]:
+        if self._bound is None:
+            return [spent for _, spent, _ in self._walk(batch, cache)]
+        inputs = [_as_input(batch.graph_input(name), self._preparation.device) for name in self._graph.inputs]
+        with self._running, torch.inference_mode():
+            times = self._bound.node_times(*inputs, cache)
+        return [times[node.name] for node in self._graph.nodes]
 
     def listing(self) -> str:
         """The generated code with each node's name and kernel, for people."""
@@ -239,6 +268,7 @@ class TorchProgram:
         self._step = _closed  # first, so that a thread that runs step after step lets go of the lock
         with self._running:
             self._functions = ()
+            self._bound = None
             self._working_bytes = 0
             self._preparation.clear()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ctypes import addressof
 
 import torch
 
@@ -11,6 +11,8 @@ from midspan.runtimes.torch.cache import TorchCache
 from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import integer, number, numbers, optional_integer, optional_number, text
+from midspan_cpu.kernels.native_operation import NativeOperation, Operands
+from midspan_cpu.native_interface import OPERATIONS, Instruction
 from midspan_cpu.native_library import ELEMENT_TYPES, AttentionConfig, NativeLibrary
 
 PRIORITY = 20
@@ -21,7 +23,7 @@ BLOCK_MULTIPLE = 16
 def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, ...]:
     """The kernel named ``native`` for ``attention``."""
 
-    def prepare(site: KernelSite) -> Callable[..., torch.Tensor]:
+    def prepare(site: KernelSite) -> NativeOperation:
         return _attention(site, preparation, library)
 
     return (Kernel(name="native", op="attention", prepare=prepare, supports=_supports, priority=PRIORITY),)
@@ -33,8 +35,8 @@ def _supports(site: KernelSite) -> Support:
     return Yes()
 
 
-class _LayerConfig:
-    """The configuration of one attention layer, filled in with the addresses of the cache that it is run on."""
+class _Layer:
+    """One attention layer: its configuration, filled in with the addresses of the cache that it is run on."""
 
     def __init__(self, site: KernelSite, preparation: Preparation) -> None:
         self._group, self._layer = text(site, "group"), integer(site, "layer")
@@ -44,6 +46,7 @@ class _LayerConfig:
         sinks = site.weights.get("sinks")
         self._sinks = None if sinks is None else preparation.vector(sinks, torch_type(site.dtype))
         self._cache: object = None
+        self._type = ELEMENT_TYPES[site.dtype]
         self._config = AttentionConfig(
             block_size=site.block_size,
             heads=integer(site, "heads"),
@@ -55,52 +58,40 @@ class _LayerConfig:
             sinks=None if self._sinks is None else self._sinks.data_ptr(),
             scale=number(site, "scale"),
             soft_cap=optional_number(site, "soft_cap") or 0.0,
-            type=ELEMENT_TYPES[site.dtype],
+            type=self._type,
             cache_type=ELEMENT_TYPES[site.cache_dtype],
         )
 
-    def on(self, cache: TorchCache) -> AttentionConfig:
-        """The configuration for a cache."""
+    def work_on(self, cache: TorchCache) -> None:
+        """Take the addresses of a cache."""
         if cache.identity is not self._cache:
             keys, values = cache.layer(self._group, self._layer)
             self._config.key_cache, self._config.value_cache = keys.data_ptr(), values.data_ptr()
             self._config.blocks = keys.shape[0]
             self._cache = cache.identity
-        return self._config
 
-
-def _attention(site: KernelSite, preparation: Preparation, library: NativeLibrary) -> Callable[..., torch.Tensor]:
-    config_on = _LayerConfig(site, preparation).on
-    columns = integer(site, "heads") * integer(site, "value_size")
-    dtype, empty = torch_type(site.dtype), torch.empty
-    write, attend = library.write_cache, library.attention
-
-    def attention(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        query_starts: torch.Tensor,
-        context_lengths: torch.Tensor,
-        block_table: torch.Tensor,
-        slots: torch.Tensor,
-        cache: TorchCache,
-    ) -> torch.Tensor:
-        config, tokens = config_on(cache), query.shape[0]
-        stride, value_stride = key.stride(0), value.stride(0)
-        write(config, key.data_ptr(), stride, value.data_ptr(), value_stride, slots.data_ptr(), tokens)
-        out = empty(tokens, columns, dtype=dtype)
-        attend(
-            config,
-            query.data_ptr(),
-            query.stride(0),
-            query_starts.data_ptr(),
-            context_lengths.data_ptr(),
-            block_table.data_ptr(),
-            block_table.stride(0),
-            context_lengths.shape[0],
-            out.data_ptr(),
-            columns,
+    def instructions(self, operands: Operands) -> tuple[Instruction, ...]:
+        """Write this step's keys and values, then attend."""
+        query, key, value = operands.matrices
+        starts, lengths, table, slots = operands.integers
+        config, rows = addressof(self._config), operands.rows
+        write, attend = OPERATIONS["write_cache"], OPERATIONS["attention"]
+        (out,) = operands.outputs
+        return (
+            Instruction(op=write, rows=rows, type=self._type, integers=(slots,), config=config, x=key, x2=value),
+            Instruction(
+                op=attend, rows=rows, type=self._type, integers=(starts, lengths, table), config=config, x=query, y=out
+            ),
         )
-        return out
 
-    return attention
+
+def _attention(site: KernelSite, preparation: Preparation, library: NativeLibrary) -> NativeOperation:
+    layer = _Layer(site, preparation)
+    return NativeOperation(
+        library=library,
+        emit=layer.instructions,
+        outputs=((integer(site, "heads") * integer(site, "value_size"), torch_type(site.dtype)),),
+        integers=4,
+        on_cache=layer.work_on,
+        keep=layer,
+    )

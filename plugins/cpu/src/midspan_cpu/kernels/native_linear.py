@@ -7,7 +7,7 @@ values are the same, and half the bytes are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from ctypes import addressof
 
 import ml_dtypes
 import numpy as np
@@ -18,11 +18,11 @@ from midspan.interface.weights import DENSE
 from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import number, optional_number
+from midspan_cpu.kernels.native_operation import NativeOperation, Operands
+from midspan_cpu.native_interface import OPERATIONS, Instruction
 from midspan_cpu.native_library import ELEMENT_TYPES, GGUF_FORMATS, LinearConfig, NativeLibrary
 
 PRIORITY = 20
-
-Unary = Callable[[torch.Tensor], torch.Tensor]
 
 _NUMPY_TYPES = {
     "float32": np.dtype(np.float32),
@@ -37,10 +37,10 @@ def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, .
     def supports(site: KernelSite) -> Support:
         return _supports(site, library)
 
-    def prepare_linear(site: KernelSite) -> Unary:
+    def prepare_linear(site: KernelSite) -> NativeOperation:
         return _product(site, preparation, library, output="input", scale=1.0, soft_cap=0.0)
 
-    def prepare_logits(site: KernelSite) -> Unary:
+    def prepare_logits(site: KernelSite) -> NativeOperation:
         scale, soft_cap = number(site, "scale"), optional_number(site, "soft_cap") or 0.0
         return _product(site, preparation, library, output="float32", scale=scale, soft_cap=soft_cap)
 
@@ -69,7 +69,7 @@ def _product(
     output: str,
     scale: float,
     soft_cap: float,
-) -> Unary:
+) -> NativeOperation:
     weight, stored = site.weights["weight"], site.weights.get("bias")
     dtype = torch_type(site.dtype)
     result_type = torch.float32 if output == "float32" else dtype
@@ -87,16 +87,13 @@ def _product(
         scale=scale,
         soft_cap=soft_cap,
     )
-    run, empty = library.linear, torch.empty
-    keep = (packed, bias)  # the configuration holds their addresses only
+    address = addressof(config)
 
-    def product(x: torch.Tensor, _keep: object = keep) -> torch.Tensor:
-        rows = x.shape[0]
-        result = empty(rows, outputs, dtype=result_type)
-        run(config, x.data_ptr(), x.stride(0), rows, result.data_ptr(), outputs)
-        return result
+    def emit(operands: Operands) -> tuple[Instruction, ...]:
+        (x,), (y,) = operands.matrices, operands.outputs
+        return (Instruction(op=OPERATIONS["linear"], rows=operands.rows, config=address, x=x, y=y),)
 
-    return product
+    return NativeOperation(library=library, emit=emit, outputs=((outputs, result_type),), keep=(config, packed, bias))
 
 
 def _pack(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from midspan.errors import PluginError
 from midspan.interface import Kernel, KernelSite, No, Support
 from midspan.runtimes.torch.preparation import Preparation
-from midspan_cpu.kernels import native_attention, native_linear, onednn_linear
+from midspan_cpu.kernels import native_attention, native_linear, native_sampling, onednn_linear
 from midspan_cpu.kernels.native_rows import NativeRows
 from midspan_cpu.native_library import NativeLibrary, load_native_library
 
@@ -49,6 +49,7 @@ class KernelSet:
         table += native_linear.kernels(preparation, self.native)
         table += NativeRows(preparation, self.native).kernels()
         table += native_attention.kernels(preparation, self.native)
+        table += native_sampling.kernels(self.native)
         return table
 
     def close(self) -> None:
