@@ -197,6 +197,16 @@ def test_an_unknown_device_lists_what_exists_and_why_the_others_do_not(install: 
     assert caught.value.remedy == "Plug it in."
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"), [("turbo", "fast:turbo"), ("fsat:turbo", "fast:turbo"), ("referense", "reference")]
+)
+def test_a_device_that_was_nearly_named_is_suggested(asked: str, meant: str, install: Install, device: Source) -> None:
+    install("midspan-fast", device("fast", "return Found((info('fast:turbo'), info('fast:eco')))"))
+    with pytest.raises(DeviceNotFound) as caught:
+        select_device(discover(), asked)
+    assert meant in caught.value.remedy
+
+
 def test_packages_bring_architectures_and_of_two_with_one_name_the_first_is_taken(install: Install) -> None:
     hook = "from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): return {'Dream': FUNCTION}"
     install("midspan-one", hook.replace("FUNCTION", "print"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from midspan.devices.contract import AUTO, check_device, error_text, own_error_remedy, plugin_at_fault
 from midspan.devices.discovery import DeviceCatalogue, DiscoveredDevice, ProbeFailed
@@ -60,7 +61,7 @@ def select_device(catalogue: DeviceCatalogue, asked: str) -> SelectedDevice:
     discovered = catalogue.plugins.get(name)
     if discovered is None:
         _raise_failure(catalogue, name)
-        raise DeviceNotFound(f"There is no device '{asked}' here. {describe(catalogue)}", remedy=_remedy(catalogue))
+        raise _not_here(catalogue, asked)
     if isinstance(discovered.probe, ProbeFailed):
         raise _probe_error(discovered, discovered.probe)
     if isinstance(discovered.probe, Unavailable):
@@ -70,7 +71,7 @@ def select_device(catalogue: DeviceCatalogue, asked: str) -> SelectedDevice:
         )
     info = _of_name(discovered, asked)
     if info is None:
-        raise DeviceNotFound(f"There is no device '{asked}' here. {describe(catalogue)}", remedy=_remedy(catalogue))
+        raise _not_here(catalogue, asked)
     first = f", the first of {len(discovered.devices())}" if info.id != asked and len(discovered.devices()) > 1 else ""
     parts = [f"Device {info.id} ({info.description}){first}, as asked."]
     parts += [f" Not taken: {line}." for line in _namesakes(catalogue, name)]
@@ -206,6 +207,11 @@ def _raise_failure(catalogue: DeviceCatalogue, name: str) -> None:
             )
 
 
-def _remedy(catalogue: DeviceCatalogue) -> str:
-    names = ", ".join(info.id for info in catalogue.devices())
-    return f"Take one of: auto, {names}; or install the plugin that brings it."
+def _not_here(catalogue: DeviceCatalogue, asked: str) -> DeviceNotFound:
+    """The error that lists what there is, and names what may have been meant."""
+    ids = [info.id for info in catalogue.devices()]
+    meant = [name for name in ids if name.partition(":")[2] == asked] or get_close_matches(asked, ids, n=3, cutoff=0.7)
+    remedy = "Take one of those, or auto; or install the plugin that brings it."
+    if meant:
+        remedy = f"Did you mean {' or '.join(meant)}? 'midspan devices' lists all."
+    return DeviceNotFound(f"There is no device '{asked}' here. {describe(catalogue)}", remedy=remedy)
