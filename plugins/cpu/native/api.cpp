@@ -200,56 +200,6 @@ int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, co
   return midspan::pack_linear(call.context(), format, source, source_row_bytes, n, k, packed);
 }
 
-int32_t midspan_cpu_run_linear(midspan_cpu_context* context, const midspan_cpu_linear* linear, const void* x,
-                               int64_t x_stride, int64_t rows, void* y, int64_t y_stride) {
-  Call call(context);
-  const Kernels& kernels = call.kernels();
-  const auto run = linear->format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
-  return run(call.context(), *linear, x, x_stride, rows, y, y_stride);
-}
-
-int32_t midspan_cpu_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride, int64_t rows,
-                             int64_t columns, const float* weight, int64_t weight_columns, float epsilon, float offset,
-                             void* y, int64_t y_stride) {
-  Call call(context);
-  return call.kernels().add_rms_norm(call.context(), type, x, x_stride, nullptr, 0, rows, columns, weight,
-                                     weight_columns, epsilon, offset, y, y_stride, nullptr, 0);
-}
-
-int32_t midspan_cpu_add_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
-                                 const void* residual, int64_t residual_stride, int64_t rows, int64_t columns,
-                                 const float* weight, int64_t weight_columns, float epsilon, float offset, void* y,
-                                 int64_t y_stride, void* sum, int64_t sum_stride) {
-  Call call(context);
-  return call.kernels().add_rms_norm(call.context(), type, x, x_stride, residual, residual_stride, rows, columns,
-                                     weight, weight_columns, epsilon, offset, y, y_stride, sum, sum_stride);
-}
-
-int32_t midspan_cpu_gated(midspan_cpu_context* context, int32_t type, int32_t function, const void* gate,
-                          int64_t gate_stride, const void* up, int64_t up_stride, int64_t rows, int64_t columns,
-                          void* y, int64_t y_stride) {
-  Call call(context);
-  return call.kernels().gated(call.context(), type, function, gate, gate_stride, up, up_stride, rows, columns, y,
-                              y_stride);
-}
-
-int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary, const int32_t* positions,
-                               int64_t rows, const void* query, int64_t query_stride, const void* key,
-                               int64_t key_stride, void* query_out, int64_t query_out_stride, void* key_out,
-                               int64_t key_out_stride) {
-  Call call(context);
-  return call.kernels().run_rotary(call.context(), *rotary, positions, rows, query, query_stride, key, key_stride,
-                                   query_out, query_out_stride, key_out, key_out_stride);
-}
-
-int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table, int64_t table_row_bytes,
-                              int64_t table_rows, int64_t columns, float scale, const int32_t* ids, int64_t rows,
-                              int32_t output_type, void* y, int64_t y_stride) {
-  Call call(context);
-  return call.kernels().embedding(call.context(), format, table, table_row_bytes, table_rows, columns, scale, ids, rows,
-                                  output_type, y, y_stride);
-}
-
 int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,
                            int64_t columns, int32_t* ids, uint8_t* failed) {
   Call call(context);
@@ -260,22 +210,6 @@ int32_t midspan_cpu_sample(midspan_cpu_context* context, const midspan_cpu_sampl
                            int64_t logits_stride, int64_t rows, int64_t columns, int32_t* ids, uint8_t* failed) {
   Call call(context);
   return call.kernels().sample(call.context(), *sampling, logits, logits_stride, rows, columns, ids, failed);
-}
-
-int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention, const void* key,
-                                int64_t key_stride, const void* value, int64_t value_stride, const int32_t* slots,
-                                int64_t tokens) {
-  Call call(context);
-  return call.kernels().write_cache(call.context(), *attention, key, key_stride, value, value_stride, slots, tokens);
-}
-
-int32_t midspan_cpu_run_attention(midspan_cpu_context* context, const midspan_cpu_attention* attention,
-                                  const void* query, int64_t query_stride, const int32_t* query_starts,
-                                  const int32_t* context_lengths, const int32_t* block_table,
-                                  int64_t block_table_stride, int64_t requests, void* out, int64_t out_stride) {
-  Call call(context);
-  return call.kernels().run_attention(call.context(), *attention, query, query_stride, query_starts, context_lengths,
-                                      block_table, block_table_stride, requests, out, out_stride);
 }
 
 int32_t midspan_cpu_run_plan(midspan_cpu_context* context, const midspan_cpu_instruction* instructions, int64_t count,

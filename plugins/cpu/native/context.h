@@ -17,7 +17,7 @@ struct Context;
 /// One piece of parallel work. `slot` is below Context::threads and held by one thread at a time.
 using Task = void (*)(int64_t task, int32_t slot, void* argument);
 
-/// The kernels of one instruction set. Arguments are those of the public functions.
+/// The kernels of one instruction set. What they compute stands at the operations in midspan_cpu.h.
 struct Kernels {
   const char* name;
   int32_t (*run_linear)(Context&, const midspan_cpu_linear&, const void*, int64_t, int64_t, void*, int64_t);

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define MIDSPAN_CPU_ABI_VERSION 2
+#define MIDSPAN_CPU_ABI_VERSION 3
 
 /* Results. */
 enum {
@@ -99,7 +99,7 @@ void midspan_cpu_advise_huge_pages(void* address, int64_t bytes);
 /* Bytes of an [n, k] weight once packed; 0 when the format or k is not supported (GGUF: k % 32 == 0). */
 int64_t midspan_cpu_packed_linear_bytes(int32_t format, int64_t n, int64_t k);
 
-/* Packs a weight for midspan_cpu_run_linear. Packed bytes are the same for all instruction sets.
+/* Packs a weight for MIDSPAN_CPU_OP_LINEAR. Packed bytes are the same for all instruction sets.
  *   source: rows of the weight in `format`, source_row_bytes apart (GGUF: the file's own bytes).
  *   packed: midspan_cpu_packed_linear_bytes bytes, aligned to 64. */
 int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, const void* source,
@@ -118,29 +118,7 @@ typedef struct {
   float soft_cap;      /* c * tanh(y / c); 0 for none */
 } midspan_cpu_linear;
 
-/* y[rows, n] = x[rows, k] @ weight^T. GGUF formats: x is rounded to 16-bit integers with one scale for
- * each 32 columns (relative error 2^-16 of the largest of the 32), the products are exact. */
-int32_t midspan_cpu_run_linear(midspan_cpu_context* context, const midspan_cpu_linear* linear, const void* x,
-                               int64_t x_stride, int64_t rows, void* y, int64_t y_stride);
-
 /* ---- row operations ------------------------------------------------------------------ */
-
-/* y = x / sqrt(mean(x^2) + epsilon) * (weight + offset) over each run of weight_columns columns.
- * columns % weight_columns == 0. y may be x. */
-int32_t midspan_cpu_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride, int64_t rows,
-                             int64_t columns, const float* weight, int64_t weight_columns, float epsilon, float offset,
-                             void* y, int64_t y_stride);
-
-/* sum = x + residual, rounded to the type; y = rms_norm(sum). sum may be x or residual. */
-int32_t midspan_cpu_add_rms_norm(midspan_cpu_context* context, int32_t type, const void* x, int64_t x_stride,
-                                 const void* residual, int64_t residual_stride, int64_t rows, int64_t columns,
-                                 const float* weight, int64_t weight_columns, float epsilon, float offset, void* y,
-                                 int64_t y_stride, void* sum, int64_t sum_stride);
-
-/* y = function(gate) * up. For gated_pair: up = gate + columns, both with the pair's stride. y may be gate or up. */
-int32_t midspan_cpu_gated(midspan_cpu_context* context, int32_t type, int32_t function, const void* gate,
-                          int64_t gate_stride, const void* up, int64_t up_stride, int64_t rows, int64_t columns,
-                          void* y, int64_t y_stride);
 
 /* What stays the same between calls of one rotary. */
 typedef struct {
@@ -154,19 +132,6 @@ typedef struct {
   int32_t type;
   int32_t interleaved; /* 1: pairs (2i, 2i+1); 0: pairs (i, i + rotary_size / 2) */
 } midspan_cpu_rotary;
-
-/* Rotates query [rows, query_heads * head_size] and key [rows, key_heads * head_size]; positions int32 [rows].
- * Outputs may be the inputs. */
-int32_t midspan_cpu_run_rotary(midspan_cpu_context* context, const midspan_cpu_rotary* rotary, const int32_t* positions,
-                               int64_t rows, const void* query, int64_t query_stride, const void* key,
-                               int64_t key_stride, void* query_out, int64_t query_out_stride, void* key_out,
-                               int64_t key_out_stride);
-
-/* y[i] = table[ids[i]] * scale. The table is [table_rows, columns] in any weight format, UNPACKED (GGUF: the
- * file's own bytes), rows table_row_bytes apart. ids int32 [rows]. */
-int32_t midspan_cpu_embedding(midspan_cpu_context* context, int32_t format, const void* table, int64_t table_row_bytes,
-                              int64_t table_rows, int64_t columns, float scale, const int32_t* ids, int64_t rows,
-                              int32_t output_type, void* y, int64_t y_stride);
 
 /* ids[r] = the column of the largest of logits[r] (float32), the lowest one among equals; failed[r] = 1, and
  * ids[r] = 0, when the row holds a NaN or plus infinity, or nothing but minus infinity; else 0. */
@@ -220,38 +185,37 @@ typedef struct {
   int32_t cache_type; /* type or FLOAT32 or BFLOAT16 or FLOAT16, all pairs are served */
 } midspan_cpu_attention;
 
-/* Writes key [tokens, kv_heads * key_size] and value [tokens, kv_heads * value_size] into the cache at
- * slots int32 [tokens], slot = block * block_size + offset. */
-int32_t midspan_cpu_write_cache(midspan_cpu_context* context, const midspan_cpu_attention* attention, const void* key,
-                                int64_t key_stride, const void* value, int64_t value_stride, const int32_t* slots,
-                                int64_t tokens);
+/* ---- plan: kernels, one behind the other ------------------------------------------------- */
 
-/* Each token attends to its request's cached tokens at its own position and before.
- *   query [tokens, heads * key_size], out [tokens, heads * value_size];
- *   query_starts int32 [requests + 1]; context_lengths int32 [requests];
- *   block_table int32 [requests, block_table_stride]: entry i holds positions i * block_size and on.
- * A token's output bits are the same in one prefill, in chunks of any size, and in decode. Cache positions at
- * and after context_lengths, and those before every query's window, are not used, whatever they hold. */
-int32_t midspan_cpu_run_attention(midspan_cpu_context* context, const midspan_cpu_attention* attention,
-                                  const void* query, int64_t query_stride, const int32_t* query_starts,
-                                  const int32_t* context_lengths, const int32_t* block_table,
-                                  int64_t block_table_stride, int64_t requests, void* out, int64_t out_stride);
-
-/* ---- plan: many kernels in one call ---------------------------------------------------- */
-
-/* What an instruction runs: the functions above. */
+/* What an instruction runs. Matrices have `rows` rows; integers[i] is the number of a step's array. */
 enum {
-  MIDSPAN_CPU_OP_LINEAR = 0,       /* config: midspan_cpu_linear; x, y */
-  MIDSPAN_CPU_OP_RMS_NORM = 1,     /* config: weight; config_columns: weight_columns; x, y */
-  MIDSPAN_CPU_OP_ADD_RMS_NORM = 2, /* the same; x2: residual, y2: sum */
-  MIDSPAN_CPU_OP_GATED = 3,        /* code: function; x: gate, x2: up, y */
-  MIDSPAN_CPU_OP_ROTARY = 4,       /* config: midspan_cpu_rotary; integers[0]: positions; x, x2, y, y2 */
-  MIDSPAN_CPU_OP_EMBEDDING = 5,    /* config: table; code: format; config_columns: table_rows; row_bytes: table_row_bytes;
-                                      real: scale; integers[0]: ids; y */
-  MIDSPAN_CPU_OP_SELECT_ROWS = 6,  /* integers[0]: row numbers; x, y */
-  MIDSPAN_CPU_OP_WRITE_CACHE = 7,  /* config: midspan_cpu_attention; integers[0]: slots; x: key, x2: value */
-  MIDSPAN_CPU_OP_ATTENTION = 8     /* config: midspan_cpu_attention; integers: query_starts, context_lengths,
-                                      block_table; x: query, y */
+  /* config: midspan_cpu_linear. y[rows, n] = x[rows, k] @ weight^T. GGUF formats: x is rounded to 16-bit integers
+   * with one scale for each 32 columns (relative error 2^-16 of the largest of the 32), the products are exact. */
+  MIDSPAN_CPU_OP_LINEAR = 0,
+  /* config: float weight[config_columns], real: epsilon. y = x / sqrt(mean(x^2) + epsilon) * (weight + offset) over
+   * each run of config_columns columns; columns % config_columns == 0. y may be x. */
+  MIDSPAN_CPU_OP_RMS_NORM = 1,
+  /* The same of the sum: y2 = x + x2, rounded to the type; y = rms_norm(y2). y2 may be x or x2. */
+  MIDSPAN_CPU_OP_ADD_RMS_NORM = 2,
+  /* code: gate function. y = function(x) * x2. For gated_pair: x2 = x + columns. y may be x or x2. */
+  MIDSPAN_CPU_OP_GATED = 3,
+  /* config: midspan_cpu_rotary; integers[0]: positions [rows]. Rotates x, the query [rows, query_heads * head_size],
+   * and x2, the key [rows, key_heads * head_size], to y and y2, which may be x and x2. */
+  MIDSPAN_CPU_OP_ROTARY = 4,
+  /* config: a table of config_columns rows in any weight format (code), UNPACKED (GGUF: the file's own bytes), rows
+   * row_bytes apart; integers[0]: ids [rows]; real: scale. y[i] = table[ids[i]] * scale. */
+  MIDSPAN_CPU_OP_EMBEDDING = 5,
+  /* integers[0]: numbers of rows of x, which has as many as the step has tokens. y[i] = x[integers[0][i]]. */
+  MIDSPAN_CPU_OP_SELECT_ROWS = 6,
+  /* config: midspan_cpu_attention; integers[0]: slots [rows], slot = block * block_size + offset. Writes x, the keys
+   * [rows, kv_heads * key_size], and x2, the values [rows, kv_heads * value_size], into the cache. */
+  MIDSPAN_CPU_OP_WRITE_CACHE = 7,
+  /* config: midspan_cpu_attention; integers: query_starts [requests + 1], context_lengths [requests], block_table
+   * [requests, stride] whose entry i holds positions i * block_size and on. Each token of x, the queries
+   * [tokens, heads * key_size], attends to its request's cached tokens at its own position and before, to
+   * y [tokens, heads * value_size]. Bits are the same in one prefill, in chunks of any size, and in decode. Cache
+   * positions at and after context_lengths, and those before every query's window, are not used, whatever they hold. */
+  MIDSPAN_CPU_OP_ATTENTION = 8
 };
 
 /* Which of a step's counts is the number of an instruction's rows. */

@@ -95,6 +95,26 @@ def test_every_node_is_timed_as_it_runs_in_the_plan(
     assert all((time.nanoseconds > 0) == (time.op != "split") for time in times)
 
 
+def test_a_plan_works_on_the_cache_it_is_given_whatever_was_used_before(
+    cpu_device: Device, tiny_config: Callable[..., Any], drive: Callable[..., Any], random_weights: Callable[..., Any]
+) -> None:
+    graph = build_graph(tiny_config())
+    weights = random_weights(graph)
+    graph = apply_passes(graph)
+    driver = drive(cpu_device, graph, weights)
+    other = drive(cpu_device, graph, weights)
+    sequence = driver.sequence(list(range(1, 40)))
+    driver.step([(sequence, 39)])
+    batch, _ = driver.batch([(sequence, 1)])
+    expected = driver.program.run(batch, driver.cache).result().token_ids
+    # The same program's nodes, one by one, on another cache: nothing of it may stay with the plan.
+    driver.program.values(batch, other.cache, graph.outputs)
+    other.cache.write(
+        "full", range(other.cache.blocks[0]), 3.0 * other.cache.read("full", range(other.cache.blocks[0]))
+    )
+    np.testing.assert_array_equal(driver.program.run(batch, driver.cache).result().token_ids, expected)
+
+
 def test_threads_that_share_a_program_get_their_own_results(cpu_device: Device) -> None:
     case = next(case for case in operation_cases() if case.name.startswith("linear, [37, 128]"))
     program = cpu_device.compile(case.graph(), case, bounds())

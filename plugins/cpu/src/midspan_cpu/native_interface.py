@@ -9,7 +9,7 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 """Codes of element types; also the codes of dense weight formats."""
@@ -156,16 +156,8 @@ _MATRIX = (_POINTER, _SIZE)
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_linear": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
-    "run_linear": (POINTER(LinearConfig), *_MATRIX, _SIZE, *_MATRIX),
-    "rms_norm": (_CODE, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX),
-    "add_rms_norm": (*(_CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, _POINTER, _SIZE, _REAL, _REAL, *_MATRIX, *_MATRIX),),
-    "gated": (_CODE, _CODE, *_MATRIX, *_MATRIX, _SIZE, _SIZE, *_MATRIX),
-    "run_rotary": (POINTER(RotaryConfig), _POINTER, _SIZE, *_MATRIX, *_MATRIX, *_MATRIX, *_MATRIX),
-    "embedding": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _REAL, _POINTER, _SIZE, _CODE, *_MATRIX),
     "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "sample": (POINTER(SamplingConfig), *_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
-    "write_cache": (POINTER(AttentionConfig), *_MATRIX, *_MATRIX, _POINTER, _SIZE),
     "run_plan": (_POINTER, _SIZE, POINTER(Step), _POINTER, POINTER(_SIZE)),
-    "run_attention": (*(POINTER(AttentionConfig), *_MATRIX, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, *_MATRIX),),
 }
 """Functions that take the context first and return a result code: the other argument types."""

@@ -94,13 +94,6 @@ class NativeLibrary:
         for function, types in SIGNATURES.items():
             entry = getattr(library, f"midspan_cpu_{function}")
             entry.argtypes, entry.restype = (c_void_p, *types), c_int32
-        self._run_linear = library.midspan_cpu_run_linear
-        self._rms_norm = library.midspan_cpu_rms_norm
-        self._add_rms_norm = library.midspan_cpu_add_rms_norm
-        self._gated = library.midspan_cpu_gated
-        self._run_rotary = library.midspan_cpu_run_rotary
-        self._write_cache = library.midspan_cpu_write_cache
-        self._run_attention = library.midspan_cpu_run_attention
         self._run_plan = library.midspan_cpu_run_plan
 
     def close(self) -> None:
@@ -127,124 +120,6 @@ class NativeLibrary:
         pack = self._library.midspan_cpu_pack_linear
         self._check(pack(self._context, weight_format, source, row_bytes, n, k, packed))
 
-    def linear(self, config: LinearConfig, x: int, x_stride: int, rows: int, y: int, y_stride: int) -> None:
-        """y[rows, n] = x[rows, k] @ weight.T, see the header."""
-        result = self._run_linear(self._context, byref(config), x, x_stride, rows, y, y_stride)
-        if result:
-            self._check(result)
-
-    def rms_norm(
-        self,
-        element_type: int,
-        x: int,
-        x_stride: int,
-        rows: int,
-        columns: int,
-        weight: int,
-        weight_columns: int,
-        epsilon: float,
-        offset: float,
-        y: int,
-        y_stride: int,
-    ) -> None:
-        """Norm of each run of ``weight_columns`` columns; weight is float32."""
-        result = self._rms_norm(
-            *(self._context, element_type, x, x_stride, rows, columns),
-            *(weight, weight_columns, epsilon, offset, y, y_stride),
-        )
-        if result:
-            self._check(result)
-
-    def add_rms_norm(
-        self,
-        element_type: int,
-        x: int,
-        x_stride: int,
-        residual: int,
-        residual_stride: int,
-        rows: int,
-        columns: int,
-        weight: int,
-        weight_columns: int,
-        epsilon: float,
-        offset: float,
-        y: int,
-        y_stride: int,
-        total: int,
-        total_stride: int,
-    ) -> None:
-        """total = x + residual, rounded; y = rms_norm(total)."""
-        result = self._add_rms_norm(
-            *(self._context, element_type, x, x_stride, residual, residual_stride, rows, columns),
-            *(weight, weight_columns, epsilon, offset, y, y_stride, total, total_stride),
-        )
-        if result:
-            self._check(result)
-
-    def gated(
-        self,
-        element_type: int,
-        function: int,
-        gate: int,
-        gate_stride: int,
-        up: int,
-        up_stride: int,
-        rows: int,
-        columns: int,
-        y: int,
-        y_stride: int,
-    ) -> None:
-        """y = function(gate) * up."""
-        result = self._gated(
-            *(self._context, element_type, function, gate, gate_stride, up, up_stride, rows, columns, y, y_stride)
-        )
-        if result:
-            self._check(result)
-
-    def rotary(
-        self,
-        config: RotaryConfig,
-        positions: int,
-        rows: int,
-        query: int,
-        query_stride: int,
-        key: int,
-        key_stride: int,
-        query_out: int,
-        query_out_stride: int,
-        key_out: int,
-        key_out_stride: int,
-    ) -> None:
-        """Rotate query and key; positions are int32 [rows]."""
-        result = self._run_rotary(
-            *(self._context, byref(config), positions, rows, query, query_stride, key, key_stride),
-            *(query_out, query_out_stride, key_out, key_out_stride),
-        )
-        if result:
-            self._check(result)
-
-    def embedding(
-        self,
-        weight_format: int,
-        table: int,
-        row_bytes: int,
-        table_rows: int,
-        columns: int,
-        scale: float,
-        ids: int,
-        rows: int,
-        output_type: int,
-        y: int,
-        y_stride: int,
-    ) -> None:
-        """Rows of an unpacked table by int32 ids, times scale."""
-        self._check(
-            self._library.midspan_cpu_embedding(
-                *(self._context, weight_format, table, row_bytes, table_rows, columns, scale),
-                *(ids, rows, output_type, y, y_stride),
-            )
-        )
-
     def argmax(self, logits: int, stride: int, rows: int, columns: int, ids: int, failed: int) -> None:
         """Largest column of each float32 row to int32 ids; uint8 failed marks rows that cannot be sampled."""
         if not self._context:
@@ -261,42 +136,6 @@ class NativeLibrary:
         self._check(
             library.midspan_cpu_sample(self._context, byref(config), logits, stride, rows, columns, ids, failed)
         )
-
-    def write_cache(
-        self,
-        config: AttentionConfig,
-        key: int,
-        key_stride: int,
-        value: int,
-        value_stride: int,
-        slots: int,
-        tokens: int,
-    ) -> None:
-        """Write key and value rows into the cache at int32 slots."""
-        result = self._write_cache(self._context, byref(config), key, key_stride, value, value_stride, slots, tokens)
-        if result:
-            self._check(result)
-
-    def attention(
-        self,
-        config: AttentionConfig,
-        query: int,
-        query_stride: int,
-        query_starts: int,
-        context_lengths: int,
-        block_table: int,
-        block_table_stride: int,
-        requests: int,
-        out: int,
-        out_stride: int,
-    ) -> None:
-        """Attention of all requests' tokens over the cache; the integer arrays are int32."""
-        result = self._run_attention(
-            *(self._context, byref(config), query, query_stride, query_starts, context_lengths),
-            *(block_table, block_table_stride, requests, out, out_stride),
-        )
-        if result:
-            self._check(result)
 
     def run_plan(self, instructions: ctypes.Array[Instruction], step: Step, begin: int, end: int) -> None:
         """Run instructions ``begin`` to ``end`` one after the other in one call.

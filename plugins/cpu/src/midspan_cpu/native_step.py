@@ -64,7 +64,12 @@ class NativeStep:
         self._library = library
         self._bounds = bounds
         self._inputs = {name: number for number, name in enumerate(graph.inputs)}
-        self._operations = [function for function in functions if isinstance(function, NativeOperation)]
+        self._caching = [
+            function.on_cache
+            for function in functions
+            if isinstance(function, NativeOperation) and function.on_cache is not None
+        ]
+        self._functions = functions  # instructions hold addresses of what these keep alive
         native = {
             node.name
             for node, function in zip(graph.nodes, functions, strict=True)
@@ -77,12 +82,6 @@ class NativeStep:
         self._nodes: list[str] = []
         self._instructions = self._assemble(functions, native)
         self._integers = IntegerTable(len(graph.inputs))
-        self._cache: object = None
-
-    @property
-    def arena_bytes(self) -> int:
-        """Bytes of all values' places."""
-        return self._arena.nbytes
 
     def __call__(self, *inputs: Any) -> tuple[torch.Tensor, ...]:
         """Run a step: the graph's inputs in order, then the cache."""
@@ -100,8 +99,8 @@ class NativeStep:
         step = self._step(values)
         for name in self._placed_inputs:
             self._view(name, step).copy_(values[name])
-        if cache is not None and cache.identity is not self._cache:
-            self._work_on(cache)
+        for work_on in self._caching:
+            work_on(cache)
         for piece in self._pieces:
             if isinstance(piece, _OnTensors):
                 spent = self._run_on_tensors(piece, values, step, cache)
@@ -188,12 +187,6 @@ class NativeStep:
             integers=self._integers.addresses,
             strides=self._integers.distances,
         )
-
-    def _work_on(self, cache: TorchCache) -> None:
-        for operation in self._operations:
-            if operation.on_cache is not None:
-                operation.on_cache(cache)
-        self._cache = cache.identity
 
     def _run_on_tensors(self, piece: _OnTensors, values: dict[str, Any], step: Step, cache: TorchCache | None) -> int:
         """Run one node's function; the nanoseconds that it took."""

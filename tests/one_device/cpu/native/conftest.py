@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from ctypes import addressof, c_int64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from midspan_cpu.native_interface import OPERATIONS, Instruction, Matrix, Step
 from midspan_cpu.native_library import (
     ELEMENT_TYPES,
     GATE_FUNCTIONS,
@@ -37,6 +39,10 @@ def address(array: Array) -> int:
 
 def stride(array: Array) -> int:
     return array.strides[0] // array.itemsize
+
+
+def matrix(array: Array) -> Matrix:
+    return Matrix(address(array), stride(array))
 
 
 def aligned_bytes(count: int) -> Array:
@@ -104,34 +110,27 @@ class Kernels:
             scale=scale,
             soft_cap=soft_cap,
         )
-        self.library.linear(config, address(x), stride(x), len(x), address(y), stride(y))
+        self._run("linear", len(x), config=addressof(config), x=matrix(x), y=matrix(y))
         return y
 
     def rms_norm(self, x: Array, weight: Array, *, epsilon: float, offset: float = 0.0) -> Array:
         y = np.full(x.shape, 77, x.dtype)
-        self.library.rms_norm(
-            *(code_of(x), address(x), stride(x), *x.shape, address(weight), len(weight)),
-            *(epsilon, offset, address(y), stride(y)),
-        )
+        self._norm("rms_norm", x, weight, epsilon, offset, x=matrix(x), y=matrix(y))
         return y
 
     def add_rms_norm(
         self, x: Array, residual: Array, weight: Array, *, epsilon: float, offset: float = 0.0
     ) -> tuple[Array, Array]:
         y, total = np.full(x.shape, 77, x.dtype), np.full(x.shape, 77, x.dtype)
-        self.library.add_rms_norm(
-            *(code_of(x), address(x), stride(x), address(residual), stride(residual), *x.shape),
-            *(address(weight), len(weight), epsilon, offset),
-            *(address(y), stride(y), address(total), stride(total)),
-        )
+        places = {"x": matrix(x), "x2": matrix(residual), "y": matrix(y), "y2": matrix(total)}
+        self._norm("add_rms_norm", x, weight, epsilon, offset, **places)
         return y, total
 
     def gated(self, gate: Array, up: Array, function: str) -> Array:
         y = np.full(gate.shape, 77, gate.dtype)
-        self.library.gated(
-            *(code_of(gate), GATE_FUNCTIONS[function], address(gate), stride(gate), address(up), stride(up)),
-            *(*gate.shape, address(y), stride(y)),
-        )
+        places = {"x": matrix(gate), "x2": matrix(up), "y": matrix(y)}
+        code = GATE_FUNCTIONS[function]
+        self._run("gated", len(gate), type=code_of(gate), code=code, columns=gate.shape[1], **places)
         return y
 
     def rotary(
@@ -148,10 +147,8 @@ class Kernels:
             type=code_of(query),
             interleaved=int(interleaved),
         )
-        self.library.rotary(
-            *(config, address(positions), len(positions), address(query), stride(query), address(key), stride(key)),
-            *(address(outputs[0]), stride(outputs[0]), address(outputs[1]), stride(outputs[1])),
-        )
+        places = {"x": matrix(query), "x2": matrix(key), "y": matrix(outputs[0]), "y2": matrix(outputs[1])}
+        self._run("rotary", len(positions), positions, config=addressof(config), **places)
         return outputs
 
     def embedding(
@@ -160,9 +157,18 @@ class Kernels:
         code = GGUF_FORMATS[weight_format] if weight_format else code_of(table)
         width = columns or table.shape[1]
         y = np.full((len(ids), width), 77, DTYPES[output])
-        self.library.embedding(
-            *(code, address(table), table.strides[0], len(table), width, scale),
-            *(address(ids), len(ids), code_of(y), address(y), stride(y)),
+        self._run(
+            "embedding",
+            len(ids),
+            ids,
+            type=code_of(y),
+            code=code,
+            config=address(table),
+            config_columns=len(table),
+            row_bytes=table.strides[0],
+            columns=width,
+            real=scale,
+            y=matrix(y),
         )
         return y
 
@@ -203,18 +209,29 @@ class Kernels:
         )
 
     def write_cache(self, config: AttentionConfig, key: Array, value: Array, slots: Array) -> None:
-        self.library.write_cache(
-            config, address(key), stride(key), address(value), stride(value), address(slots), len(slots)
-        )
+        self._run("write_cache", len(slots), slots, config=addressof(config), x=matrix(key), x2=matrix(value))
 
     def attention(self, config: AttentionConfig, query: Array, batch: CacheBatch) -> Array:
         out = np.full((len(query), config.heads * config.value_size), 77, query.dtype)
-        self.library.attention(
-            *(config, address(query), stride(query), address(batch.query_starts), address(batch.context_lengths)),
-            *(address(batch.block_table), batch.block_table.shape[1], len(batch.context_lengths)),
-            *(address(out), stride(out)),
-        )
+        integers = (batch.query_starts, batch.context_lengths, batch.block_table)
+        self._run("attention", len(query), *integers, config=addressof(config), x=matrix(query), y=matrix(out))
         return out
+
+    def _norm(self, op: str, rows: Array, weight: Array, epsilon: float, offset: float, **places: Matrix) -> None:
+        size = {"columns": rows.shape[1], "config": address(weight), "config_columns": len(weight)}
+        self._run(op, len(rows), type=code_of(rows), real=epsilon, offset=offset, **size, **places)
+
+    def _run(self, op: str, rows: int, *integers: Array, **fields: Any) -> None:
+        """One instruction on a step of so many tokens."""
+        addresses = (c_void_p * 4)(*(address(array) for array in integers))
+        strides = (c_int64 * 4)(*(stride(array) for array in integers))
+        requests = len(integers[1]) if op == "attention" else 0
+        step = Step(
+            tokens=rows, requests=requests, sampled=0, integers=addressof(addresses), strides=addressof(strides)
+        )
+        numbers = tuple(range(len(integers)))
+        program = (Instruction * 1)(Instruction(op=OPERATIONS[op], integers=numbers, **fields))
+        self.library.run_plan(program, step, 0, 1)
 
 
 def instruction_sets() -> list[str]:

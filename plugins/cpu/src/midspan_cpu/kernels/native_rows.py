@@ -44,7 +44,7 @@ class NativeRows:
         """Kernels named ``native``."""
         return (
             _kernel("rms_norm", self._rms_norm),
-            _kernel("add_rms_norm", self._add_rms_norm),
+            _kernel("add_rms_norm", self._rms_norm),
             _kernel("gated", self._gated, _has_function),
             _kernel("gated_pair", self._gated_pair, _has_function),
             _kernel("rotary", self._rotary),
@@ -53,56 +53,28 @@ class NativeRows:
         )
 
     def _rms_norm(self, site: KernelSite) -> NativeOperation:
-        weight, epsilon, offset = self._norm(site)
-        columns = int(site.inputs[0].shape[-1])
-
-        def emit(operands: Operands) -> tuple[Instruction, ...]:
-            (x,), (y,) = operands.matrices, operands.outputs
-            return (
-                _instruction(
-                    "rms_norm",
-                    site,
-                    operands,
-                    columns=columns,
-                    config=weight.data_ptr(),
-                    config_columns=weight.shape[0],
-                    real=epsilon,
-                    offset=offset,
-                    x=x,
-                    y=y,
-                ),
-            )
-
-        return self._operation(site, emit, columns, keep=weight)
-
-    def _add_rms_norm(self, site: KernelSite) -> NativeOperation:
-        weight, epsilon, offset = self._norm(site)
-        columns = int(site.inputs[0].shape[-1])
-
-        def emit(operands: Operands) -> tuple[Instruction, ...]:
-            (x, residual), (y, total) = operands.matrices, operands.outputs
-            return (
-                _instruction(
-                    "add_rms_norm",
-                    site,
-                    operands,
-                    columns=columns,
-                    config=weight.data_ptr(),
-                    config_columns=weight.shape[0],
-                    real=epsilon,
-                    offset=offset,
-                    x=x,
-                    x2=residual,
-                    y=y,
-                    y2=total,
-                ),
-            )
-
-        return self._operation(site, emit, columns, columns, keep=weight)
-
-    def _norm(self, site: KernelSite) -> tuple[torch.Tensor, float, float]:
+        """The norm of x, or of x and a residual; then their sum is an output too."""
         weight = self._preparation.vector(site.weights["weight"], torch_type(site.dtype))
-        return weight, number(site, "epsilon"), number(site, "offset")
+        epsilon, offset = number(site, "epsilon"), number(site, "offset")
+        columns, op = int(site.inputs[0].shape[-1]), site.node.op
+
+        def emit(operands: Operands) -> tuple[Instruction, ...]:
+            matrices = dict(zip(("x", "x2"), operands.matrices, strict=False))
+            matrices.update(zip(("y", "y2"), operands.outputs, strict=False))
+            instruction = _instruction(
+                op,
+                site,
+                operands,
+                columns=columns,
+                config=weight.data_ptr(),
+                config_columns=weight.shape[0],
+                real=epsilon,
+                offset=offset,
+                **matrices,
+            )
+            return (instruction,)
+
+        return self._operation(site, emit, *[columns] * len(site.outputs), keep=weight)
 
     def _gated(self, site: KernelSite) -> NativeOperation:
         function, columns = GATE_FUNCTIONS[text(site, "function")], int(site.inputs[0].shape[-1])
