@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
+from midspan_cpu.native_interface import WeightConfig
+
 TYPES = {
     "gguf.q4_0": gguf.GGMLQuantizationType.Q4_0,
     "gguf.q4_1": gguf.GGMLQuantizationType.Q4_1,
@@ -86,7 +88,7 @@ def test_an_input_that_is_not_finite_spoils_its_row_and_no_other(
 
 
 def test_a_width_that_is_no_multiple_of_32_is_not_packed(kernels: Any) -> None:
-    assert kernels.library.packed_linear_bytes(17, 16, 48) == 0
+    assert kernels.library.packed_linear_bytes(WeightConfig(format=17, n=16, k=48)) == 0
 
 
 @pytest.mark.parametrize("name", TYPES)

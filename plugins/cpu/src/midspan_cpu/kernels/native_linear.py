@@ -1,4 +1,4 @@
-"""Matrix products by the native library: dense weights of every type, and GGUF blocks as they are.
+"""Matrix products by the native library: dense weights of every type, and packed ones as they are.
 
 A weight is packed once, straight from the checkpoint's bytes where their type
 allows it. A weight of 16 bits stays so even when activations are float32: its
@@ -8,10 +8,12 @@ values are the same, and half the bytes are read.
 from __future__ import annotations
 
 from ctypes import addressof
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from midspan.interface import Kernel, KernelSite, No, PackedTensor, Support, Yes
 from midspan.interface.weights import DENSE
@@ -19,10 +21,13 @@ from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import number, optional_number
 from midspan_cpu.kernels.native_operation import NativeOperation, Operands
-from midspan_cpu.native_interface import OPERATIONS, Instruction
-from midspan_cpu.native_library import ELEMENT_TYPES, GGUF_FORMATS, LinearConfig, NativeLibrary
+from midspan_cpu.native_interface import GGUF_FORMATS, OPERATIONS, SCALED_FORMATS, Instruction
+from midspan_cpu.native_library import ELEMENT_TYPES, LinearConfig, NativeLibrary, WeightConfig
 
 PRIORITY = 20
+
+PACKED_FORMATS = {**GGUF_FORMATS, **SCALED_FORMATS}
+"""Codes of the packed formats that the products read as they are."""
 
 _NUMPY_TYPES = {
     "float32": np.dtype(np.float32),
@@ -52,11 +57,11 @@ def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, .
 
 def _supports(site: KernelSite, library: NativeLibrary) -> Support:
     weight = site.weights["weight"]
-    if weight.format != DENSE and weight.format not in GGUF_FORMATS:
-        return No(f"takes dense weights and {', '.join(GGUF_FORMATS)}, not {weight.format}")
+    if weight.format != DENSE and weight.format not in PACKED_FORMATS:
+        return No(f"takes dense weights and {', '.join(PACKED_FORMATS)}, not {weight.format}")
     rows, columns = weight.shape
-    code = GGUF_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype])
-    if not library.packed_linear_bytes(code, rows, columns):
+    code = PACKED_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype])
+    if not library.packed_linear_bytes(WeightConfig(format=code, n=rows, k=columns)):
         return No(f"does not pack {weight.format} weights with {columns} columns")
     return Yes()
 
@@ -100,26 +105,43 @@ def _pack(
     weight: PackedTensor, dtype: str, preparation: Preparation, library: NativeLibrary
 ) -> tuple[int, torch.Tensor]:
     """The weight's format code, and its packed bytes."""
-    rows, columns = weight.shape
+    outputs, inputs = weight.shape
+    scales = None
     if weight.format == DENSE:
-        data = weight.parts["data"]
-        # Exact types stay as they are; others are rounded to the activation type, as the definition has it.
-        name = next((name for name, kind in _NUMPY_TYPES.items() if kind == data.dtype), dtype)
-        if name != dtype and dtype != "float32":
-            name = dtype
-        code, source = ELEMENT_TYPES[name], data
-        rounded = None if _NUMPY_TYPES[name] == data.dtype else preparation.tensor(weight, torch_type(name))
-        address = source.ctypes.data if rounded is None else rounded.data_ptr()
-        row_bytes = columns * _NUMPY_TYPES[name].itemsize
+        rows, code = _dense_rows(weight, dtype, preparation, library)
     else:
-        code, source, rounded = GGUF_FORMATS[weight.format], weight.parts["blocks"], None
-        address, row_bytes = source.ctypes.data, source.nbytes // rows
-    if rounded is None and not source.flags.c_contiguous:
-        source = np.ascontiguousarray(source)
-        address = source.ctypes.data
-    size = library.packed_linear_bytes(code, rows, columns)
+        rows, code = weight.parts["blocks" if weight.format in GGUF_FORMATS else "data"], PACKED_FORMATS[weight.format]
+        if weight.format in SCALED_FORMATS:
+            scales = np.ascontiguousarray(weight.parts["scale"], dtype=np.float32)
+    rows = np.ascontiguousarray(rows)
+    config = WeightConfig(
+        rows=rows.ctypes.data,
+        row_bytes=rows.nbytes // outputs,
+        scales=None if scales is None else scales.ctypes.data,
+        n=outputs,
+        k=inputs,
+        format=code,
+    )
+    size = library.packed_linear_bytes(config)
     packed = torch.empty(size, dtype=torch.uint8)
     library.advise_huge_pages(packed.data_ptr(), size)
-    library.pack_linear(code, address, row_bytes, rows, columns, packed.data_ptr())
+    library.pack_linear(config, packed.data_ptr())
     preparation.account(size)
     return code, packed
+
+
+def _dense_rows(
+    weight: PackedTensor, dtype: str, preparation: Preparation, library: NativeLibrary
+) -> tuple[NDArray[Any], int]:
+    """A dense weight's rows in a type that the kernels take, and the format code."""
+    data = weight.parts["data"]
+    # Exact types stay as they are; others are rounded to the activation type, as the definition has it.
+    name = next((name for name, kind in _NUMPY_TYPES.items() if kind == data.dtype), dtype)
+    if name != dtype and dtype != "float32":
+        name = dtype
+    code = library.dense_format(ELEMENT_TYPES[name], ELEMENT_TYPES[dtype])
+    if _NUMPY_TYPES[name] == data.dtype:
+        return data, code
+    rounded = preparation.tensor(weight, torch_type(name))
+    same_size = {2: torch.int16, 4: torch.int32}[rounded.element_size()]
+    return rounded.view(same_size).numpy(), code
