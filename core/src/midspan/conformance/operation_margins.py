@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midspan.conformance.operation_case import OperationCase
-from midspan.weights.quantization import FORMATS
+from midspan.conformance.packed_cases import columns_together
+from midspan.runtimes.reference.packed_weights import rounded_rows
+from midspan.weights.array_formats import DYNAMIC
 
 Float64 = NDArray[np.float64]
 
@@ -68,18 +70,33 @@ def _unpacking(case: OperationCase, dtype: str) -> Float64:
     """What a packed weight may cost beside that.
 
     It may be rounded to the activation type when it is unpacked, or be used as it is; and inputs
-    may become 16-bit integers, with one scale for as many of them as the format's blocks hold.
+    may become 16-bit integers, with one scale for as many of them as share a scale in the format.
     """
     if not case.packed:
         return np.zeros(())
     weight, inputs = _magnitude(case.weights["weight"]), np.asarray(case.inputs[0])
     if case.op == "embedding":
         return np.asarray(2.0 * UNITS[dtype] * weight[inputs])
+    if case.packed["weight"].format == DYNAMIC:
+        return np.asarray(_near_halves(np.asarray(inputs, np.float32)) @ weight.T)
     x = _magnitude(inputs)
-    values = FORMATS[case.packed["weight"].format].values
+    values = columns_together(case.packed["weight"].format)
     blocks = x.reshape(x.shape[0], x.shape[1] // values, values)
     largest = np.broadcast_to(blocks.max(axis=-1, keepdims=True), blocks.shape).reshape(x.shape)
     return np.asarray((2.0 * UNITS[dtype] * x + largest / LARGEST_INTEGER) @ weight.T)
+
+
+def _near_halves(x: NDArray[np.float32]) -> Float64:
+    """What rounding x to 8 bits the other way costs, where x / s lies so near to a half that it may go either way.
+
+    s is off by a rounding and so is the quotient, or the product with the reciprocal that stands for it: by four
+    units of 127 at most.
+    """
+    _, steps = rounded_rows(x)
+    divisors = np.where(steps == 0.0, 1.0, steps).astype(np.float64)[:, None]
+    quotients = x.astype(np.float64) / divisors
+    distance = np.abs(np.abs(quotients - np.floor(quotients)) - 0.5)
+    return np.asarray(np.where(distance <= 4.0 * 127.0 * FLOAT32_UNIT, steps[:, None], 0.0), np.float64)
 
 
 Errors = Callable[[OperationCase, list[Float64]], list[Float64]]

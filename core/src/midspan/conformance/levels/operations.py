@@ -25,7 +25,7 @@ from midspan.conformance.tiny_model import CONFIGS, tiny_model
 from midspan.errors import DeviceLost, UnsupportedOperation
 from midspan.interface import OPERATIONS, Device, NodePlacement
 from midspan.runtimes.reference.element_types import ELEMENT_TYPES
-from midspan.weights.quantization import FORMATS
+from midspan.weights.quantization import KNOWN_FORMATS
 
 LEVEL = "operations"
 SHOWN = 8
@@ -151,7 +151,7 @@ def _kernel_checks(subject: Subject) -> Iterator[Check]:
 def _packed_checks(subject: Subject) -> Iterator[Check]:
     claims = subject.capabilities
     yield Check(level=LEVEL, name="quantizations-are-known", run=lambda: _require_known(subject), quick=True)
-    for name in FORMATS:
+    for name in KNOWN_FORMATS:
         for dtype in claims.dtypes:
             setting = Setting(dtype=dtype, cache_dtype=claims.cache_dtypes[0], block_size=claims.block_sizes[0])
             cases = functools.partial(_packed, name)
@@ -165,9 +165,11 @@ def _packed_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _require_known(subject: Subject) -> None:
-    unknown = sorted(set(subject.capabilities.quantizations) - set(FORMATS))
+    unknown = sorted(set(subject.capabilities.quantizations) - set(KNOWN_FORMATS))
     if unknown:
-        raise CheckFailed(f"claims {', '.join(unknown)}, which the core never gives; it knows {', '.join(FORMATS)}")
+        raise CheckFailed(
+            f"claims {', '.join(unknown)}, which the core never gives; it knows {', '.join(KNOWN_FORMATS)}"
+        )
 
 
 def _packed(name: str) -> list[OperationCase]:

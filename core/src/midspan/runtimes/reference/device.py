@@ -32,6 +32,7 @@ from midspan.runtimes.reference.cache import ReferenceCache
 from midspan.runtimes.reference.element_types import ELEMENT_TYPES, element_type
 from midspan.runtimes.reference.kernels import KERNELS
 from midspan.runtimes.reference.program import ReferenceProgram, working_bytes
+from midspan.weights.array_formats import ARRAY_FORMATS
 
 if TYPE_CHECKING:
     from midspan.runtimes.reference.socket_collectives import SocketCollectives
@@ -42,6 +43,7 @@ CAPABILITIES = Capabilities(
     dtypes=tuple(ELEMENT_TYPES),
     cache_dtypes=tuple(ELEMENT_TYPES),
     block_sizes=(16, 8, 4, 1, 32, 64, 128),
+    quantizations=tuple(ARRAY_FORMATS),
     max_world_size=8,
     batch_invariant=True,
     deterministic=True,
