@@ -60,7 +60,7 @@ bool agree(const Kernels& kernels, const Kernels& other, int32_t format) {
   for (uint16_t& item : weight) item = static_cast<uint16_t>(0x3f00u + (next() & 0x80ffu));
   float scales[n];
   for (float& scale : scales) scale = 0.5f;
-  const midspan_cpu_weight source = {weight, 2 * k, scales, n, k, format};
+  const midspan_cpu_weight source = {weight, 2 * k, scales, nullptr, n, k, format, 0};
   Context context{};
   context.threads = 1;
   const size_t bytes = static_cast<size_t>(packed_linear_bytes(source));
@@ -75,7 +75,9 @@ bool agree(const Kernels& kernels, const Kernels& other, int32_t format) {
                                      MIDSPAN_CPU_BFLOAT16,
                                      MIDSPAN_CPU_FLOAT32,
                                      1.0f,
-                                     0.0f};
+                                     0.0f,
+                                     0,
+                                     nullptr};
   float results[2][rows * n];
   const Kernels* both[] = {&kernels, &other};
   bool done = true;

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "context.h"
+#include "gguf_blocks.h"
 
 namespace midspan {
 
@@ -15,31 +16,53 @@ constexpr int64_t kDensePanel = 32;
 constexpr int64_t kQuantizedPanel = 16;
 constexpr int64_t kBlock = 32;
 
-/// How a quantized block lies in the file and in a panel.
+/// How quants and their numbers lie in a panel, see kernels/quantized_formats.h.
 struct QuantizedFormat {
-  int64_t file_bytes;   // of one block of one row
-  int64_t scales;       // 16-bit numbers before the quants
-  int64_t quant_bytes;  // of one block of one row
   bool nibbles;
+  int64_t group_columns;
+  int64_t group_bytes;  // of the numbers of a group
+  int64_t block_bytes;  // of the numbers of a block
 
-  int64_t panel_bytes() const { return kQuantizedPanel * (2 * scales + quant_bytes); }
+  int64_t tile_bytes() const { return nibbles ? 256 : 512; }
+  int64_t group_size() const { return group_bytes + group_columns / kBlock * (block_bytes + tile_bytes()); }
 };
 
-bool quantized_format(int32_t format, QuantizedFormat& result) {
-  switch (format) {
+/// False when the format has no quants, or k does not fit.
+bool quantized_format(const midspan_cpu_weight& weight, QuantizedFormat& result) {
+  switch (weight.format) {
     case MIDSPAN_CPU_GGUF_Q4_0:
-      result = {18, 1, 16, true};
-      return true;
+      result = {true, 32, 0, 32};
+      break;
     case MIDSPAN_CPU_GGUF_Q4_1:
-      result = {20, 2, 16, true};
-      return true;
+      result = {true, 32, 0, 64};
+      break;
+    case MIDSPAN_CPU_GGUF_Q5_0:
     case MIDSPAN_CPU_GGUF_Q8_0:
-      result = {34, 1, 32, false};
-      return true;
+      result = {false, 32, 0, 32};
+      break;
+    case MIDSPAN_CPU_GGUF_Q5_1:
+      result = {false, 32, 0, 64};
+      break;
+    case MIDSPAN_CPU_GGUF_Q4_K:
+      result = {true, 256, 64, 32};
+      break;
+    case MIDSPAN_CPU_GGUF_Q5_K:
+      result = {false, 256, 64, 32};
+      break;
+    case MIDSPAN_CPU_GGUF_Q6_K:
+      result = {false, 256, 32, 32};
+      break;
+    case MIDSPAN_CPU_INT4_GROUP:
+      if (weight.group <= 0 || weight.group % kBlock != 0) return false;
+      result = {true, weight.group, 80, 0};
+      break;
     default:
       return false;
   }
+  return weight.k % result.group_columns == 0;
 }
+
+bool has_quants(int32_t format) { return format == MIDSPAN_CPU_INT4_GROUP || gguf_layout(format).columns > 0; }
 
 /// k filled up as the kernels want it.
 int64_t filled(int32_t format, int64_t k) {
@@ -133,18 +156,8 @@ void pack_scaled_panel(const Job& job, int64_t panel) {
   }
 }
 
-/// The quant of column `index` of a block, nibble or byte.
-uint32_t quant_at(const QuantizedFormat& format, const uint8_t* quants, int64_t index) {
-  if (!format.nibbles) return quants[index];
-  return index < 16 ? quants[index] & 15u : quants[index - 16] >> 4;
-}
-
-void pack_quantized_block(const QuantizedFormat& format, const uint8_t* block, int64_t column, uint8_t* to) {
-  for (int64_t scale = 0; scale < format.scales; ++scale) {
-    std::memcpy(to + (scale * kQuantizedPanel + column) * 2, block + scale * 2, 2);
-  }
-  uint8_t* words = to + format.scales * kQuantizedPanel * 2;
-  const uint8_t* quants = block + format.scales * 2;
+/// The quants of 32 columns of one output, to its words in the tiles of a block.
+void pack_quants(const QuantizedFormat& format, const int8_t* quants, int64_t column, uint8_t* tiles) {
   const int64_t bits = format.nibbles ? 4 : 8;
   const int64_t columns_of_word = 16 / bits;
   const int64_t columns_of_tile = 2 * columns_of_word;
@@ -152,25 +165,73 @@ void pack_quantized_block(const QuantizedFormat& format, const uint8_t* block, i
     for (int64_t half = 0; half < 2; ++half) {
       uint32_t word = 0;
       for (int64_t part = 0; part < columns_of_word; ++part) {
-        word |= quant_at(format, quants, tile * columns_of_tile + 2 * part + half) << (part * bits);
+        const int8_t quant = quants[tile * columns_of_tile + 2 * part + half];
+        word |= static_cast<uint32_t>(quant & (format.nibbles ? 15 : 255)) << (part * bits);
       }
-      uint8_t* at = words + tile * 64 + (2 * column + half) * 2;
+      uint8_t* at = tiles + tile * 64 + (2 * column + half) * 2;
       at[0] = static_cast<uint8_t>(word & 255);
       at[1] = static_cast<uint8_t>(word >> 8);
     }
   }
 }
 
+/// The numbers of a run of a GGUF row, to one output's places in the group and the block.
+void pack_numbers(int32_t format, const GgufRun& run, int64_t column, uint8_t* group, uint8_t* block) {
+  const bool in_groups = gguf_layout(format).columns > kBlock;
+  std::memcpy((in_groups ? group : block) + column * 2, &run.d, 2);
+  if (format == MIDSPAN_CPU_GGUF_Q6_K) {
+    block[column] = run.scales[0];
+    block[kQuantizedPanel + column] = run.scales[1];
+  } else if (in_groups) {
+    std::memcpy(group + 32 + column * 2, &run.m, 2);
+    block[column] = run.scales[0];
+    block[kQuantizedPanel + column] = run.minimum;
+  } else if (format == MIDSPAN_CPU_GGUF_Q4_1 || format == MIDSPAN_CPU_GGUF_Q5_1) {
+    std::memcpy(block + 32 + column * 2, &run.m, 2);
+  }
+}
+
+void pack_gguf_group(const Job& job, const uint8_t* row, int64_t group, int64_t column, uint8_t* to) {
+  const QuantizedFormat& format = job.quantized;
+  const int64_t runs = format.group_columns / kBlock;
+  uint8_t* block = to + format.group_bytes;
+  for (int64_t run = 0; run < runs; ++run, block += format.block_bytes + format.tile_bytes()) {
+    GgufRun from;
+    read_gguf_run(job.weight.format, row + group * gguf_layout(job.weight.format).bytes, run, from);
+    pack_numbers(job.weight.format, from, column, to, block);
+    pack_quants(format, from.quants, column, block + format.block_bytes);
+  }
+}
+
+void pack_int4_group(const Job& job, int64_t output, int64_t group, int64_t column, uint8_t* to) {
+  const QuantizedFormat& format = job.quantized;
+  const int64_t groups = job.weight.k / format.group_columns;
+  std::memcpy(to + column * 4, job.weight.scales + output * groups + group, 4);
+  to[kQuantizedPanel * 4 + column] = job.weight.zeros[output * groups + group];
+  const uint8_t* packed = job.row(output) + group * format.group_columns / 2;
+  uint8_t* tiles = to + format.group_bytes;
+  for (int64_t block = 0; block < format.group_columns / kBlock; ++block, packed += 16, tiles += format.tile_bytes()) {
+    int8_t quants[kBlock];
+    for (int64_t index = 0; index < kBlock; ++index) {
+      quants[index] = static_cast<int8_t>(packed[index / 2] >> (index % 2 * 4) & 15);
+    }
+    pack_quants(format, quants, column, tiles);
+  }
+}
+
 void pack_quantized_panel(const Job& job, int64_t panel) {
-  const int64_t blocks = job.weight.k / kBlock, block_bytes = job.quantized.panel_bytes();
-  uint8_t* to = job.packed + panel * blocks * block_bytes;
-  std::memset(to, 0, static_cast<size_t>(blocks * block_bytes));
+  const int64_t groups = job.weight.k / job.quantized.group_columns, group_size = job.quantized.group_size();
+  uint8_t* to = job.packed + panel * groups * group_size;
+  std::memset(to, 0, static_cast<size_t>(groups * group_size));
   for (int64_t column = 0; column < kQuantizedPanel; ++column) {
     const int64_t output = panel * kQuantizedPanel + column;
     if (output >= job.weight.n) break;
-    const uint8_t* from = job.row(output);
-    for (int64_t block = 0; block < blocks; ++block) {
-      pack_quantized_block(job.quantized, from + block * job.quantized.file_bytes, column, to + block * block_bytes);
+    for (int64_t group = 0; group < groups; ++group) {
+      if (job.weight.format == MIDSPAN_CPU_INT4_GROUP) {
+        pack_int4_group(job, output, group, column, to + group * group_size);
+      } else {
+        pack_gguf_group(job, job.row(output), group, column, to + group * group_size);
+      }
     }
   }
 }
@@ -198,10 +259,11 @@ void pack_panel(int64_t panel, int32_t, void* argument) {
 
 int64_t packed_linear_bytes(const midspan_cpu_weight& weight) {
   if (weight.n <= 0 || weight.k <= 0) return 0;
-  QuantizedFormat quantized;
-  if (quantized_format(weight.format, quantized)) {
-    if (weight.k % kBlock != 0) return 0;
-    return (weight.n + kQuantizedPanel - 1) / kQuantizedPanel * (weight.k / kBlock) * quantized.panel_bytes();
+  if (has_quants(weight.format)) {
+    QuantizedFormat format;
+    if (!quantized_format(weight, format)) return 0;
+    const int64_t panels = (weight.n + kQuantizedPanel - 1) / kQuantizedPanel;
+    return panels * (weight.k / format.group_columns) * format.group_size();
   }
   const int64_t panels = (weight.n + kDensePanel - 1) / kDensePanel;
   if (is_scaled(weight.format)) return panels * scaled_panel_bytes(weight.format, weight.k);
@@ -212,7 +274,7 @@ int64_t packed_linear_bytes(const midspan_cpu_weight& weight) {
 int32_t pack_linear(Context& context, const midspan_cpu_weight& weight, void* packed) {
   if (packed_linear_bytes(weight) == 0) return MIDSPAN_CPU_UNSUPPORTED;
   Job job{weight, {}, static_cast<uint8_t*>(packed)};
-  const int64_t width = quantized_format(weight.format, job.quantized) ? kQuantizedPanel : kDensePanel;
+  const int64_t width = quantized_format(weight, job.quantized) ? kQuantizedPanel : kDensePanel;
   run_tasks(context, (weight.n + width - 1) / width, 0, pack_panel, &job);
   return MIDSPAN_CPU_OK;
 }

@@ -7,8 +7,9 @@ torch alone, slower, and claims less.
 from __future__ import annotations
 
 from midspan.interface import Capabilities
+from midspan_cpu.native_interface import GGUF_FORMATS, SCALED_FORMATS
 
-QUANTIZATIONS = ("gguf.q4_0", "gguf.q4_1", "gguf.q8_0")
+QUANTIZATIONS = (*GGUF_FORMATS, *SCALED_FORMATS)
 """Packed formats that the native products read as they are."""
 
 

@@ -17,10 +17,19 @@ ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 DENSE_FORMATS = {**ELEMENT_TYPES, "pairs": 3}
 """Codes of dense weight formats."""
 
-SCALED_FORMATS = {"int8.channel": 32, "fp8.channel": 33, "int8.dynamic": 34}
-"""Codes of formats of bytes with a float32 scale for each output."""
+SCALED_FORMATS = {"int8.channel": 32, "fp8.channel": 33, "int8.dynamic": 34, "int4.group": 35}
+"""Codes of formats of small numbers with float32 scales beside them."""
 
-GGUF_FORMATS = {"gguf.q4_0": 16, "gguf.q4_1": 17, "gguf.q8_0": 18}
+GGUF_FORMATS = {
+    "gguf.q4_0": 16,
+    "gguf.q4_1": 17,
+    "gguf.q8_0": 18,
+    "gguf.q5_0": 19,
+    "gguf.q5_1": 20,
+    "gguf.q4_k": 21,
+    "gguf.q5_k": 22,
+    "gguf.q6_k": 23,
+}
 """Codes of formats of GGUF files."""
 
 GATE_FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
@@ -40,6 +49,8 @@ class LinearConfig(Structure):
         ("output_type", c_int32),
         ("scale", c_float),
         ("soft_cap", c_float),
+        ("group", c_int32),
+        ("order", c_void_p),
     ]
 
 
@@ -50,9 +61,11 @@ class WeightConfig(Structure):
         ("rows", c_void_p),
         ("row_bytes", c_int64),
         ("scales", c_void_p),
+        ("zeros", c_void_p),
         ("n", c_int64),
         ("k", c_int64),
         ("format", c_int32),
+        ("group", c_int32),
     ]
 
 

@@ -70,6 +70,7 @@ class PackedLinear:
     n: int
     k: int
     code: int
+    group: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,20 +92,28 @@ class Kernels:
         self.library = library
 
     def pack(
-        self, weight: Array, weight_format: str | None = None, k: int | None = None, scales: Array | None = None
+        self,
+        weight: Array,
+        weight_format: str | None = None,
+        k: int | None = None,
+        scales: Array | None = None,
+        zeros: Array | None = None,
     ) -> PackedLinear:
-        """Pack a dense [n, k] array, GGUF bytes [n, bytes] of k columns, or bytes [n, k] with scales [n]."""
+        """Pack a dense [n, k] array, or rows of a format of k columns with the numbers that belong to it."""
+        columns = weight.shape[1] if k is None else k
         config = WeightConfig(
             rows=address(weight),
             row_bytes=weight.strides[0],
             scales=None if scales is None else address(scales),
+            zeros=None if zeros is None else address(zeros),
             n=weight.shape[0],
-            k=weight.shape[1] if k is None else k,
+            k=columns,
+            group=0 if zeros is None else columns // zeros.shape[1],
             format=code_of(weight) if weight_format is None else WEIGHT_FORMATS[weight_format],
         )
         memory = aligned_bytes(self.library.packed_linear_bytes(config))
         self.library.pack_linear(config, address(memory))
-        return PackedLinear(memory=memory, n=config.n, k=config.k, code=config.format)
+        return PackedLinear(memory=memory, n=config.n, k=config.k, code=config.format, group=config.group)
 
     def linear(
         self,
@@ -115,6 +124,7 @@ class Kernels:
         output: str | None = None,
         scale: float = 1.0,
         soft_cap: float = 0.0,
+        order: Array | None = None,
     ) -> Array:
         y = np.full((len(x), packed.n), 77, DTYPES[output] if output else x.dtype)
         config = LinearConfig(
@@ -127,6 +137,8 @@ class Kernels:
             output_type=code_of(y),
             scale=scale,
             soft_cap=soft_cap,
+            group=packed.group,
+            order=None if order is None else address(order),
         )
         self._run("linear", len(x), config=addressof(config), x=matrix(x), y=matrix(y))
         return y

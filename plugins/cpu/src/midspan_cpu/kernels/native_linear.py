@@ -29,6 +29,8 @@ PRIORITY = 20
 PACKED_FORMATS = {**GGUF_FORMATS, **SCALED_FORMATS}
 """Codes of the packed formats that the products read as they are."""
 
+INT4_GROUP = "int4.group"
+
 _NUMPY_TYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -60,10 +62,15 @@ def _supports(site: KernelSite, library: NativeLibrary) -> Support:
     if weight.format != DENSE and weight.format not in PACKED_FORMATS:
         return No(f"takes dense weights and {', '.join(PACKED_FORMATS)}, not {weight.format}")
     rows, columns = weight.shape
-    code = PACKED_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype])
-    if not library.packed_linear_bytes(WeightConfig(format=code, n=rows, k=columns)):
-        return No(f"does not pack {weight.format} weights with {columns} columns")
+    code, group = PACKED_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype]), _group(weight)
+    if not library.packed_linear_bytes(WeightConfig(format=code, n=rows, k=columns, group=group)):
+        return No(f"does not pack {weight.format} weights with {columns} columns, {group} to a group")
     return Yes()
+
+
+def _group(weight: PackedTensor) -> int:
+    """Columns of a scale; 0 for formats whose groups are their own matter."""
+    return weight.shape[1] // weight.parts["scale"].shape[1] if weight.format == INT4_GROUP else 0
 
 
 def _product(
@@ -91,14 +98,21 @@ def _product(
         output_type=ELEMENT_TYPES["float32" if output == "float32" else site.dtype],
         scale=scale,
         soft_cap=soft_cap,
+        group=_group(weight),
     )
     address = addressof(config)
+    order = weight.parts.get("order")
+    if order is not None:
+        order = np.ascontiguousarray(order, dtype=np.int32)
+        config.order = order.ctypes.data
 
     def emit(operands: Operands) -> tuple[Instruction, ...]:
         (x,), (y,) = operands.matrices, operands.outputs
         return (Instruction(op=OPERATIONS["linear"], rows=operands.rows, config=address, x=x, y=y),)
 
-    return NativeOperation(library=library, emit=emit, outputs=((outputs, result_type),), keep=(config, packed, bias))
+    return NativeOperation(
+        library=library, emit=emit, outputs=((outputs, result_type),), keep=(config, packed, bias, order)
+    )
 
 
 def _pack(
@@ -106,21 +120,25 @@ def _pack(
 ) -> tuple[int, torch.Tensor]:
     """The weight's format code, and its packed bytes."""
     outputs, inputs = weight.shape
-    scales = None
+    scales = zeros = None
     if weight.format == DENSE:
         rows, code = _dense_rows(weight, dtype, preparation, library)
     else:
         rows, code = weight.parts["blocks" if weight.format in GGUF_FORMATS else "data"], PACKED_FORMATS[weight.format]
         if weight.format in SCALED_FORMATS:
             scales = np.ascontiguousarray(weight.parts["scale"], dtype=np.float32)
+        if weight.format == INT4_GROUP:
+            zeros = np.ascontiguousarray(weight.parts["zero"], dtype=np.uint8)
     rows = np.ascontiguousarray(rows)
     config = WeightConfig(
         rows=rows.ctypes.data,
         row_bytes=rows.nbytes // outputs,
         scales=None if scales is None else scales.ctypes.data,
+        zeros=None if zeros is None else zeros.ctypes.data,
         n=outputs,
         k=inputs,
         format=code,
+        group=_group(weight),
     )
     size = library.packed_linear_bytes(config)
     packed = torch.empty(size, dtype=torch.uint8)
