@@ -25,11 +25,12 @@ class PackedTensor:
 
     Attributes:
         name: the graph weight's name.
-        shape: logical shape, ``[out, in]`` for linear weights.
+        shape: logical shape, ``[out, in]`` for linear weights, ``[experts, out, in]`` for those of experts.
         format: ``"dense"`` or a packed format's name, for example ``"gguf.q4_1"``.
         parts: arrays by role. Dense: ``data`` in the logical shape, dtype float32, float16
             or bfloat16 (``ml_dtypes.bfloat16``). GGUF formats: ``blocks``, uint8
-            ``[out, bytes per row]``, the file's own bytes, rows in logical order.
+            ``[out, bytes per row]``, the file's own bytes, rows in logical order (all experts' one
+            behind the other: ``[experts * out, bytes per row]``).
             Arrays may be read-only views of a mapped file.
     """
 
