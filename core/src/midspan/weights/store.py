@@ -4,7 +4,7 @@ It joins rows, unpacks what the device did not claim, checks shapes and counts
 what was read. It knows no device and no operation: what a device takes packed is
 given to it as names of formats.
 
-Invariants: a weight stays packed only as a matrix whose sources all have the same claimed
+Invariants: a weight stays packed only as matrices whose sources all have the same claimed
 format; vectors are always dense; a dense weight that is one stored tensor of a
 travelling type is a view of the file.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -108,6 +109,8 @@ class CheckpointWeights:
         joined = None if len(tails) > 1 or scalar else (sum(source.shape[0] for source in sources), *tails.pop())
         if joined == weight.shape or (len(sources) == 1 and sources[0].shape == weight.shape):
             return
+        if joined is not None and joined == _as_rows(weight.shape, len(joined)):
+            return
         found = " + ".join(f"'{source.name}' {list(source.shape)}" for source in sources)
         raise CheckpointError(
             f"{self._checkpoint.path}: weight '{weight.name}' must have the shape {list(weight.shape)} "
@@ -118,7 +121,7 @@ class CheckpointWeights:
     def _join(self, weight: Weight, sources: list[StoredTensor]) -> PackedTensor:
         formats = {source.format for source in sources}
         kind = formats.pop() if len(formats) == 1 else None
-        if kind in self._quantizations and len(weight.shape) == 2:
+        if kind in self._quantizations and all(len(source.shape) == 2 for source in sources):
             blocks = [source.packed().parts["blocks"] for source in sources]
             joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
             return PackedTensor(name=weight.name, shape=weight.shape, format=str(kind), parts={"blocks": joined})
@@ -129,7 +132,9 @@ class CheckpointWeights:
             data = np.concatenate([array.astype(common, copy=False) for array in arrays])
         else:
             data = arrays[0]
-        return PackedTensor(name=weight.name, shape=weight.shape, format=DENSE, parts={"data": data})
+        return PackedTensor(
+            name=weight.name, shape=weight.shape, format=DENSE, parts={"data": data.reshape(weight.shape)}
+        )
 
     def _dense(self, source: StoredTensor) -> NDArray[Any]:
         content = source.packed()
@@ -153,3 +158,9 @@ class CheckpointWeights:
                 self._bytes_done += source.nbytes
         if self._report is not None:
             self._report(LoadProgress(tensor=weight.name, bytes_done=self._bytes_done, bytes_total=self._bytes_total))
+
+
+def _as_rows(shape: tuple[int, ...], sizes: int) -> tuple[int, ...]:
+    """A shape with its leading sizes put together, so that so many are left."""
+    leading = len(shape) - sizes + 1
+    return shape if leading < 1 else (prod(shape[:leading]), *shape[leading:])
