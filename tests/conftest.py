@@ -56,7 +56,7 @@ class DictWeights:
     arrays: Mapping[str, NDArray[Any]]
 
     def load(self, weight: Weight) -> PackedTensor:
-        sources = weight.sources or (weight.name,)
+        sources = (weight.name,) if weight.name in self.arrays else weight.sources or (weight.name,)
         missing = [name for name in sources if name not in self.arrays]
         if missing:
             raise CheckpointError(f"tensor '{missing[0]}' is missing")

@@ -268,7 +268,8 @@ def _operations() -> str:
             f"`{key}`" if default == REQUIRED else f"`{key}={default!r}`"
             for key, default in operation.attributes.items()
         ]
-        rows.append((f"`{name}`", " ".join(operation.inputs), " ".join(weights), " ".join(attributes), operation.doc))
+        doc = f"{operation.doc} A device may refuse it." if operation.refusable else operation.doc
+        rows.append((f"`{name}`", " ".join(operation.inputs), " ".join(weights), " ".join(attributes), doc))
     return _table(("operation", "inputs", "weights", "attributes", "what it computes"), rows)
 
 

@@ -33,7 +33,8 @@ def _random_graph(draw: st.DrawFn) -> Graph:
             hidden = _attention_block(draw, g, hidden)
             for part in range(draw(st.integers(0, 2))):
                 with g.scope(f"mlp.{part}"):
-                    hidden = _mlp_block(draw, g, hidden)
+                    block = _mixture_block if draw(st.integers(0, 3)) == 0 else _mlp_block
+                    hidden = block(draw, g, hidden)
     final = _norm(draw, g, g.rows_to_sample(hidden), "norm")
     cap = draw(st.sampled_from([None, 5.0]))
     g.sample(g.logits(final, "lm_head", VOCABULARY, bias=draw(st.booleans()), soft_cap=cap))
@@ -101,6 +102,17 @@ def _mlp_block(draw: st.DrawFn, g: GraphBuilder, hidden: Value) -> Value:
     else:
         x = g.gated(gate, up, function)
     return _residual(draw, g, hidden, g.linear(x, "down", HIDDEN, split="rows"))
+
+
+def _mixture_block(draw: st.DrawFn, g: GraphBuilder, hidden: Value) -> Value:
+    x = _norm(draw, g, hidden, "norm") if draw(st.booleans()) else hidden
+    scoring = draw(st.sampled_from(["softmax", "sigmoid"]))
+    chosen = g.route(g.linear(x, "gate", 4), draw(st.integers(1, 3)), scoring=scoring, normalize=draw(st.booleans()))
+    made = g.experts(x, chosen, "experts", count=4, inner=10, function="silu", bias=draw(st.booleans()))
+    if draw(st.booleans()):
+        shared = g.linear(g.gated(g.linear(x, "shared_gate", 16), g.linear(x, "shared_up", 16), "silu"), "down", HIDDEN)
+        made = g.add(made, g.scale_rows(shared, g.linear(x, "factor", 1), function="sigmoid"))
+    return _residual(draw, g, hidden, made)
 
 
 @pytest.fixture

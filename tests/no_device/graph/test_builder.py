@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from midspan.errors import GraphError
@@ -125,3 +127,50 @@ def test_layers_of_one_group_must_have_the_same_heads() -> None:
 def test_an_unfinished_graph_says_what_it_lacks() -> None:
     with pytest.raises(GraphError, match="logits"):
         _with_embedding().finish(max_position=8)
+
+
+def test_experts_are_put_together_from_each_experts_tensors() -> None:
+    g = GraphBuilder("Test")
+    x = g.embedding(g.token_ids, "embed", 11, 8)
+    with g.scope("layers.0"):
+        ids, shares = g.route(g.linear(x, "gate", 4), 2)
+        y = g.experts(x, (ids, shares), "experts", count=4, inner=6, function="silu", bias=True)
+    g.sample(g.logits(g.rows_to_sample(y), "head", 11))
+    graph = g.finish(max_position=8)
+    assert (ids.shape, ids.dtype, shares.dtype) == (("T", 2), "int32", "float32")
+    gate_up, down_bias = graph.weights["layers.0.experts.gate_up"], graph.weights["layers.0.experts.down_bias"]
+    assert gate_up.shape == (4, 12, 8)
+    assert gate_up.sources[:3] == tuple(
+        f"layers.0.experts.{name}.weight" for name in ("0.gate_proj", "0.up_proj", "1.gate_proj")
+    )
+    assert (down_bias.shape, len(down_bias.sources)) == ((4, 8), 4)
+    assert graph.values[y.name].shape == ("T", 8)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"top_k": 9}, "top_k must be between 1 and 8"),
+        ({"top_k": 5, "groups": 4, "top_groups": 2}, "top_k must be between 1 and 4"),
+        ({"top_k": 1, "groups": 3}, "do not divide into 3 groups"),
+        ({"top_k": 1, "groups": 8, "group_scoring": "two_largest"}, "two experts"),
+        ({"top_k": 1, "scoring": "best"}, "'softmax' or 'sigmoid'"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(attributes: dict[str, Any], message: str) -> None:
+    g = _with_embedding()
+    logits = g.embedding(g.token_ids, "logits", 11, 8)
+    with pytest.raises(GraphError, match=message):
+        g.route(logits, **attributes)
+
+
+def test_experts_refuse_rows_of_another_width_and_choices_of_other_rows() -> None:
+    g = GraphBuilder("Test")
+    x, wide = g.embedding(g.token_ids, "embed", 11, 8), g.embedding(g.token_ids, "wide", 11, 16)
+    chosen = g.route(wide, 2)
+    with pytest.raises(GraphError, match="int32"):
+        g.experts(x, (chosen[1], chosen[0]), "swapped", count=16, inner=6, function="silu")
+    with pytest.raises(GraphError, match="factors must have shape"):
+        g.scale_rows(x, wide)
+    with pytest.raises(GraphError, match="choices"):
+        g.experts(g.rows_to_sample(x), chosen, "other", count=16, inner=6, function="silu")

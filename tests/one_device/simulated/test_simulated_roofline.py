@@ -221,6 +221,18 @@ def test_nodes_without_a_product_move_their_bytes(llama_8b: Graph) -> None:
     assert work[sample] == 1
 
 
+def test_a_step_reads_the_experts_that_its_rows_can_have_chosen() -> None:
+    config = {**LLAMA_8B, "architectures": ["MixtralForCausalLM"], "num_local_experts": 8, "num_hidden_layers": 1}
+    graph = apply_passes(build_graph(config))
+    (experts,) = (node for node, _ in work_of(graph).nodes if node.chosen_limit)
+    one = 3 * 4096 * 14336
+    assert experts.operations == 2 * 2 * one
+    assert [experts.weight_bytes(rows) for rows in (0, 1, 3, 4, 90)] == [2 * one * count for count in (0, 2, 6, 8, 8)]
+    (half,) = (node for node, _ in work_of(graph, devices=2).nodes if node.chosen_limit)
+    assert (half.operations, half.weight_bytes(1)) == (2 * one, 2 * one)
+    assert half.summed_bytes == 2 * 4096
+
+
 counts = st.lists(st.tuples(st.integers(1, 300), st.integers(0, 3000)), min_size=1, max_size=6)
 SMALL = apply_passes(build_graph({**LLAMA_8B, "num_hidden_layers": 2, "vocab_size": 1024}))
 sheets = st.sampled_from(sorted(DATA_SHEETS))

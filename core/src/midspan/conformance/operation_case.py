@@ -43,6 +43,10 @@ LEADING: Mapping[str, Dim] = {
 """First size of an input by its role; "T" for all others."""
 
 
+WIDE_ROLES = frozenset({("sample", "logits"), ("experts", "expert_weights")})
+"""(operation, input) whose numbers are float32 whatever the activation type."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheContent:
     """A cache before the step.
@@ -147,12 +151,11 @@ class OperationCase:
 
     def typed_inputs(self, dtype: str) -> tuple[CaseInput, ...]:
         """The inputs, activations cast to a type (``ml_dtypes.bfloat16`` for bfloat16)."""
-        wide = self.op == "sample"
         return tuple(
             value.astype(element_type(dtype))
-            if isinstance(value, np.ndarray) and value.dtype == np.float32 and not wide
+            if isinstance(value, np.ndarray) and value.dtype == np.float32 and (self.op, role) not in WIDE_ROLES
             else value
-            for value in self.inputs
+            for role, value in zip(OPERATIONS[self.op].inputs, self.inputs, strict=True)
         )
 
     def expected(self, dtype: str, cache_dtype: str) -> tuple[tuple[NDArray[Any], ...], NDArray[np.float32] | None]:
@@ -188,5 +191,5 @@ class OperationCase:
         if role == "block_table" and self.cache is not None:
             rest = (f"M.{self.cache.group.name}",)
         shape = (leading, *rest)
-        dtype = "int32" if array.dtype == np.int32 else ("float32" if self.op == "sample" else ACTIVATION)
+        dtype = "int32" if array.dtype == np.int32 else "float32" if (self.op, role) in WIDE_ROLES else ACTIVATION
         return Value(name=role, shape=shape, dtype=dtype)

@@ -12,6 +12,7 @@ import numpy as np
 
 from midspan.conformance.attention_cases import attention_cases
 from midspan.conformance.extreme_cases import extreme_cases
+from midspan.conformance.mixture_cases import mixture_cases
 from midspan.conformance.operation_case import OperationCase
 from midspan.conformance.random_values import grid
 from midspan.conformance.strided_cases import strided_cases
@@ -37,6 +38,7 @@ def operation_cases(block_size: int = 16) -> list[OperationCase]:
         *elementwise_cases(),
         *_rotary_cases(),
         *attention_cases(block_size),
+        *mixture_cases(),
         *_sample_cases(),
     ]
     return [*plain, *extreme_cases(FUNCTIONS), *strided_cases(plain)]

@@ -55,11 +55,12 @@ def margins(case: OperationCase, dtype: str) -> tuple[Float64, ...]:
     """
     outputs, _ = case.expected("float32", "float32")
     wide = [np.abs(np.asarray(output, np.float64)) for output in outputs]
-    unit = FLOAT32_UNIT if case.op == "logits" else UNITS[dtype]
-    step = STEPS["float32"] if case.op == "logits" else STEPS[dtype]
+    wide_outputs = case.op in ("logits", "route")
+    unit = FLOAT32_UNIT if wide_outputs else UNITS[dtype]
+    step = STEPS["float32"] if wide_outputs else STEPS[dtype]
     with np.errstate(all="ignore"):  # some cases hold what is no number; the check asks for those to be met exactly
         arithmetic = _ERRORS[case.op](case, wide)
-        unpacking = _unpacking(case, dtype)
+        unpacking = _unpacking(case, dtype) + _rounded_inside(case, dtype)
         return tuple(
             2.0 * FLOAT32_UNIT * error + 2.0 * unit * output + unpacking + step
             for error, output in zip(arithmetic, wide, strict=True)
@@ -97,6 +98,13 @@ def _near_halves(x: NDArray[np.float32]) -> Float64:
     quotients = x.astype(np.float64) / divisors
     distance = np.abs(np.abs(quotients - np.floor(quotients)) - 0.5)
     return np.asarray(np.where(distance <= 4.0 * 127.0 * FLOAT32_UNIT, steps[:, None], 0.0), np.float64)
+
+
+def _rounded_inside(case: OperationCase, dtype: str) -> Float64:
+    """What it may cost that an expert's middle is rounded to the activation type."""
+    if case.op != "experts":
+        return np.zeros(())
+    return np.asarray(2.0 * UNITS[dtype] * _through_experts(case, lambda gate, up, size: gate * up))
 
 
 Errors = Callable[[OperationCase, list[Float64]], list[Float64]]
@@ -188,6 +196,54 @@ def _attention(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
     return [np.full_like(outputs[0], (2.0 * moved + tokens + 4) * largest_value)]
 
 
+def _route(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """Numbers of experts are exact; of a share the powers and their sum may be off, and the sum of the chosen ones."""
+    logits = _magnitude(case.inputs[0])
+    powers = FUNCTION_UNITS * (1.0 + 2.0 * logits.max(axis=-1, keepdims=True, initial=0.0))
+    return [np.zeros_like(outputs[0]), 4.0 * (powers + logits.shape[-1]) * outputs[1]]
+
+
+def _experts(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    """Errors of gate and up pass the function, whose slope is below two, and the second product; then the sum."""
+    inner, hidden = case.weights["down"].shape[2], case.weights["down"].shape[1]
+    chosen = np.asarray(case.inputs[1]).shape[1]
+
+    def moved(gate: Float64, up: Float64, size: Float64) -> Float64:
+        summed: Float64 = (hidden + 3) * size
+        return np.asarray((2.0 * summed + FUNCTION_UNITS * (1.0 + gate) ** 2) * (1.0 + up) + summed * gate)
+
+    total = _through_experts(case, lambda gate, up, size: gate * up, biased=True)
+    return [_through_experts(case, moved) + (inner + chosen + 4) * total]
+
+
+def _through_experts(
+    case: OperationCase, middle: Callable[[Float64, Float64, Float64], Float64], *, biased: bool = False
+) -> Float64:
+    """Sum of shares times magnitudes of down's weights times ``middle(gate, up, largest sum)`` of each row.
+
+    gate and up: bounds of their magnitudes after the activation; the third: the magnitudes that their sums add up.
+    """
+    x, ids, shares = _magnitude(case.inputs[0]), np.asarray(case.inputs[1]), _magnitude(case.inputs[2])
+    gate_up, down = _magnitude(case.weights["gate_up"]), _magnitude(case.weights["down"])
+    offset = abs(float(case.all_attributes()["up_offset"]))  # type: ignore[arg-type]
+    total: Float64 = np.zeros(x.shape)
+    for place in range(ids.shape[1]):
+        sums = np.einsum("nh,nih->ni", x, gate_up[ids[:, place]])
+        if "gate_up_bias" in case.weights:
+            sums = sums + _magnitude(case.weights["gate_up_bias"])[ids[:, place]]
+        gate, up = np.split(sums, 2, axis=-1)
+        made = np.einsum("ni,nhi->nh", middle(gate, up + offset, np.maximum(gate, up)), down[ids[:, place]])
+        if biased and "down_bias" in case.weights:
+            made = made + _magnitude(case.weights["down_bias"])[ids[:, place]]
+        total += shares[:, place : place + 1] * made
+    return total
+
+
+def _scale_rows(case: OperationCase, outputs: list[Float64]) -> list[Float64]:
+    x, factor = _magnitude(case.inputs[0]), _magnitude(case.inputs[1])
+    return [FUNCTION_UNITS * ((1.0 + np.minimum(factor, SATURATED)) ** 2 * x + outputs[0])]
+
+
 def _longest(array: Float64, size: int) -> float:
     """The largest Euclidean length of a head."""
     return float(np.sqrt((array.reshape(-1, size) ** 2).sum(axis=-1)).max(initial=0.0))
@@ -209,5 +265,8 @@ _ERRORS: Mapping[str, Errors] = {
     "split": _one_rounding,
     "rotary": _rotary,
     "attention": _attention,
+    "route": _route,
+    "experts": _experts,
+    "scale_rows": _scale_rows,
     "select_rows": _one_rounding,
 }

@@ -169,6 +169,86 @@ class GraphBuilder:
         turned = self._apply("rotary", self._numbered(name), inputs, {}, attributes, ("query", "key"))
         return turned[0], turned[1]
 
+    def scale_rows(self, x: Value, factor: Value, *, function: str | None = None, name: str = "scale_rows") -> Value:
+        """Each row of x times ``function(factor)``; factor is [N, 1]."""
+        return self._single("scale_rows", self._numbered(name), (x, factor), {}, {"function": function})
+
+    def route(
+        self,
+        logits: Value,
+        top_k: int,
+        *,
+        scoring: str = "softmax",
+        normalize: bool = False,
+        bias: str | None = None,
+        groups: int = 1,
+        top_groups: int = 1,
+        group_scoring: str = "largest",
+        scale: float = 1.0,
+        name: str = "route",
+    ) -> tuple[Value, Value]:
+        """Choose ``top_k`` experts for each row of router logits [N, experts], see the operation.
+
+        Returns:
+            Their numbers, int32 [N, top_k], and their shares, float32 [N, top_k].
+        """
+        weights = {} if bias is None else {"bias": self._weight(self._full(bias), (self._columns(logits),))}
+        attributes: dict[str, Attribute] = {
+            "top_k": top_k,
+            "scoring": scoring,
+            "normalize": normalize,
+            "groups": groups,
+            "top_groups": top_groups,
+            "group_scoring": group_scoring,
+            "scale": float(scale),
+        }
+        found = self._apply("route", self._numbered(name), (logits,), weights, attributes, ("ids", "shares"))
+        return found[0], found[1]
+
+    def experts(
+        self,
+        x: Value,
+        chosen: tuple[Value, Value],
+        name: str,
+        *,
+        count: int,
+        inner: int,
+        function: str,
+        bias: bool = False,
+        limit: float | None = None,
+        slope: float = 1.0,
+        up_offset: float = 0.0,
+    ) -> Value:
+        """What the chosen experts make of each row, summed by their shares.
+
+        Args:
+            x: [N, hidden].
+            chosen: from ``route``.
+            name: ``mlp.experts``: expert e's tensors are published as ``mlp.experts.{e}.gate_proj.weight`` and so on;
+                ``midspan.weights.expert_tensors`` gives these names to what is published otherwise.
+            count: experts.
+            inner: width of an expert's middle.
+            function: of the gate.
+            bias: experts have biases.
+            limit, slope, up_offset: see the operation.
+        """
+        full, hidden = self._full(name), self._columns(x)
+        weights = {
+            "gate_up": self._expert_weight(f"{full}.gate_up", (count, 2 * inner, hidden), ("gate_proj", "up_proj")),
+            "down": self._expert_weight(f"{full}.down", (count, hidden, inner), ("down_proj",)),
+        }
+        if bias:
+            sources = ("gate_proj", "up_proj")
+            weights["gate_up_bias"] = self._expert_weight(f"{full}.gate_up_bias", (count, 2 * inner), sources, "bias")
+            weights["down_bias"] = self._expert_weight(f"{full}.down_bias", (count, hidden), ("down_proj",), "bias")
+        attributes: dict[str, Attribute] = {
+            "function": function,
+            "limit": limit,
+            "slope": float(slope),
+            "up_offset": float(up_offset),
+        }
+        return self._single("experts", name, (x, *chosen), weights, attributes)
+
     def full_cache(self, *, kv_heads: int, key_size: int, value_size: int | None = None) -> CacheLayer:
         """The next layer of the group that keeps all tokens."""
         return self._cache("full", None, kv_heads, key_size, value_size)
@@ -306,6 +386,13 @@ class GraphBuilder:
         known = self._weights.setdefault(name, Weight(name=name, shape=shape))
         if known.shape != shape:
             raise GraphError(f"weight '{name}' is used with shapes {known.shape} and {shape}")
+        return name
+
+    def _expert_weight(self, name: str, shape: tuple[int, ...], parts: tuple[str, ...], kind: str = "weight") -> str:
+        """A weight of all experts, put together from each expert's tensors."""
+        prefix = name.rpartition(".")[0]
+        sources = tuple(f"{prefix}.{expert}.{part}.{kind}" for expert in range(shape[0]) for part in parts)
+        self._weights[name] = Weight(name=name, shape=shape, sources=sources)
         return name
 
     def _linear_weights(self, full: str, x: Value, out_features: int, *, bias: bool) -> dict[str, str]:

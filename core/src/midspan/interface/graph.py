@@ -57,9 +57,10 @@ class Weight:
 
     Attributes:
         name: unique in the graph; the published name when it is one tensor.
-        shape: all sizes known; linear weights are ``[out, in]``.
+        shape: all sizes known; linear weights are ``[out, in]``, experts' ``[experts, out, in]``.
         sources: published names whose rows are put one below the other to make
-            this weight. Empty means: the published tensor of this name.
+            this weight; where it has more sizes than they, the rows fill its leading sizes in order,
+            as those of ``[experts, out, in]`` do. Empty means: the published tensor of this name.
     """
 
     name: str

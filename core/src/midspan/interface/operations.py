@@ -42,6 +42,8 @@ class Operation:
             ``GraphError`` when shapes do not fit.
         row_wise: output row i depends on input row i alone, so that dropping rows
             before it or after it is the same.
+        refusable: a device may refuse every node of it, as one does that was made before the operation;
+            models that need it do not run there.
         doc: what it computes.
     """
 
@@ -52,6 +54,7 @@ class Operation:
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
     infer: Infer
     row_wise: bool = True
+    refusable: bool = False
     doc: str = ""
 
 
@@ -93,6 +96,7 @@ def _register(
     weights: str = "",
     optional_weights: str = "",
     row_wise: bool = True,
+    refusable: bool = False,
     doc: str,
     **attributes: Attribute,
 ) -> None:
@@ -104,6 +108,7 @@ def _register(
         attributes=attributes,
         infer=infer,
         row_wise=row_wise,
+        refusable=refusable,
         doc=doc,
     )
 
@@ -212,6 +217,51 @@ def _select_rows(
     inputs: Sequence[Value], weights: Mapping[str, Weight], attributes: Mapping[str, Attribute]
 ) -> Sequence[tuple[Shape, str]]:
     return [((inputs[1].shape[0], *inputs[0].shape[1:]), inputs[0].dtype)]
+
+
+def _route(
+    inputs: Sequence[Value], weights: Mapping[str, Weight], attributes: Mapping[str, Attribute]
+) -> Sequence[tuple[Shape, str]]:
+    experts, chosen = _last(inputs[0]), _integer(attributes, "top_k")
+    groups, kept = _integer(attributes, "groups"), _integer(attributes, "top_groups")
+    scoring, group_scoring = attributes["scoring"], attributes["group_scoring"]
+    _require(scoring in ("softmax", "sigmoid"), f"scoring must be 'softmax' or 'sigmoid', not {scoring!r}")
+    _require(group_scoring in ("largest", "two_largest"), f"group_scoring is {group_scoring!r}")
+    _require(groups >= 1 and experts % groups == 0, f"{experts} experts do not divide into {groups} groups")
+    _require(1 <= kept <= groups, f"top_groups must be between 1 and {groups}, not {kept}")
+    _require(group_scoring == "largest" or experts // groups >= 2, "a group must have two experts to add two scores")
+    allowed = experts // groups * kept
+    _require(1 <= chosen <= allowed, f"top_k must be between 1 and {allowed}, not {chosen}")
+    if "bias" in weights:
+        _require(weights["bias"].shape == (experts,), f"bias must have shape ({experts},)")
+    rows = inputs[0].shape[0]
+    return [((rows, chosen), "int32"), ((rows, chosen), "float32")]
+
+
+def _experts(
+    inputs: Sequence[Value], weights: Mapping[str, Weight], attributes: Mapping[str, Attribute]
+) -> Sequence[tuple[Shape, str]]:
+    x, ids, shares = inputs
+    gate_up, down = weights["gate_up"].shape, weights["down"].shape
+    _require(len(gate_up) == 3 and gate_up[1] % 2 == 0, f"gate_up must be [experts, 2 inner, hidden], not {gate_up}")
+    experts, inner, hidden = gate_up[0], gate_up[1] // 2, gate_up[2]
+    _require(down == (experts, hidden, inner), f"down must have shape {(experts, hidden, inner)}, not {down}")
+    _require(_last(x) == hidden, f"input has {_last(x)} columns, the experts take {hidden}")
+    _require(ids.dtype == "int32" and shares.dtype == "float32", "expert ids must be int32, their shares float32")
+    _require(ids.shape == shares.shape and len(ids.shape) == 2, f"ids {ids.shape} and shares {shares.shape} differ")
+    _require(ids.shape[0] == x.shape[0], f"{x.shape[0]} rows and {ids.shape[0]} choices")
+    for role, size in (("gate_up_bias", 2 * inner), ("down_bias", hidden)):
+        if role in weights:
+            _require(weights[role].shape == (experts, size), f"{role} must have shape {(experts, size)}")
+    return [(x.shape, x.dtype)]
+
+
+def _scale_rows(
+    inputs: Sequence[Value], weights: Mapping[str, Weight], attributes: Mapping[str, Attribute]
+) -> Sequence[tuple[Shape, str]]:
+    x, factor = inputs
+    _require(factor.shape == (*x.shape[:-1], 1), f"the factors must have shape {(*x.shape[:-1], 1)}")
+    return [(x.shape, x.dtype)]
 
 
 def _sample(
@@ -335,6 +385,54 @@ _register(
         "query . key * scale, then soft capped, plus alibi_slopes[h] * (key position - query position); "
         "sinks[h], if given, joins the softmax as one more score that has no value."
     ),
+)
+_register(
+    "route",
+    "logits",
+    _route,
+    optional_weights="bias",
+    top_k=REQUIRED,
+    scoring="softmax",
+    normalize=False,
+    groups=1,
+    top_groups=1,
+    group_scoring="largest",
+    scale=1.0,
+    refusable=True,
+    doc=(
+        "Chooses top_k experts for each row. Scores are softmax(logits) over all experts, or sigmoid(logits). Experts "
+        "are ranked by scores + bias; without a bias by the logits, or by the scores where two are added. Of several "
+        "groups (consecutive experts, equally many) only the top_groups best can be chosen from; a group counts as "
+        "much as its largest, or its two largest together. Among equals the lower number is better. Returns the "
+        "experts' numbers, best first, and their scores: without bias, divided by their sum + 1e-20 if normalize, "
+        "times scale."
+    ),
+)
+_register(
+    "experts",
+    "x expert_ids expert_weights",
+    _experts,
+    weights="gate_up down",
+    optional_weights="gate_up_bias down_bias",
+    function=REQUIRED,
+    limit=None,
+    slope=1.0,
+    up_offset=0.0,
+    refusable=True,
+    doc=(
+        "The sum, in the order of expert_ids, of expert_weights[i] times what expert e = expert_ids[i] makes of a row: "
+        "gate and up are the halves of x @ gate_up[e].T + gate_up_bias[e], cut at limit, up also at -limit; "
+        "h = function(gate * slope) / slope * (up + up_offset), which may be rounded to the activation type; then "
+        "h @ down[e].T + down_bias[e]. Functions as for activation. Ids are below the number of experts."
+    ),
+)
+_register(
+    "scale_rows",
+    "x factor",
+    _scale_rows,
+    function=None,
+    refusable=True,
+    doc="x times function(factor), one factor for each row, factor itself where there is no function.",
 )
 _register(
     "select_rows",

@@ -7,7 +7,8 @@ module knows formats by name and parts only.
 With the matrix w ``[out, in]``, the formats and their parts are:
 
 * ``dense``: ``data`` in the logical shape, dtype float32, float16 or bfloat16 (``ml_dtypes.bfloat16``).
-* ``gguf.*``: ``blocks``, uint8 ``[out, bytes per row]``, the file's own bytes, rows in logical order.
+* ``gguf.*``: ``blocks``, uint8 ``[out, bytes per row]``, the file's own bytes, rows in logical order; those of
+  experts one behind the other, ``[experts * out, bytes per row]``.
 * ``int8.channel``: ``data`` int8 ``[out, in]``, ``scale`` float32 ``[out]``; w = data * scale. Activations
   are not rounded (W8A16).
 * ``int8.dynamic``: the same parts. The device also rounds each input row x to int8: s = max|x| / 127,
@@ -45,7 +46,7 @@ class PackedTensor:
 
     Attributes:
         name: the graph weight's name.
-        shape: logical shape, ``[out, in]`` for linear weights.
+        shape: logical shape, ``[out, in]`` for linear weights, ``[experts, out, in]`` for those of experts.
         format: ``"dense"`` or a packed format's name, for example ``"gguf.q4_1"``.
         parts: arrays by role, see below; they may be read-only views of a mapped file.
     """

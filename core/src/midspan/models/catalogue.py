@@ -13,15 +13,31 @@ from midspan.errors import CheckpointError, UnsupportedModel
 from midspan.graph.builder import GraphBuilder
 from midspan.interface.graph import Graph
 from midspan.models.llama import build_llama, build_mistral, build_qwen2, build_qwen3
+from midspan.models.mixtures import (
+    build_glm4_moe,
+    build_gpt_oss,
+    build_granite_moe,
+    build_mixtral,
+    build_olmoe,
+    build_qwen2_moe,
+    build_qwen3_moe,
+)
 
 ArchitectureBuilder = Callable[[Mapping[str, Any], GraphBuilder], Graph]
 """(published config, empty graph builder) -> the finished graph."""
 
 BUILT_IN: Mapping[str, ArchitectureBuilder] = {
+    "Glm4MoeForCausalLM": build_glm4_moe,
+    "GptOssForCausalLM": build_gpt_oss,
+    "GraniteMoeForCausalLM": build_granite_moe,
     "LlamaForCausalLM": build_llama,
     "MistralForCausalLM": build_mistral,
+    "MixtralForCausalLM": build_mixtral,
+    "OlmoeForCausalLM": build_olmoe,
     "Qwen2ForCausalLM": build_qwen2,
+    "Qwen2MoeForCausalLM": build_qwen2_moe,
     "Qwen3ForCausalLM": build_qwen3,
+    "Qwen3MoeForCausalLM": build_qwen3_moe,
 }
 """Published class name -> builder."""
 

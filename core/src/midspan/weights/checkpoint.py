@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from midspan.errors import CheckpointError, ModelNotFound, UnsupportedModel
+from midspan.weights.expert_tensors import with_expert_names
 from midspan.weights.gguf_checkpoint import open_gguf_checkpoint
 from midspan.weights.safetensors_checkpoint import find_safetensors
 from midspan.weights.stored_tensor import Checkpoint, StoredTensor
@@ -92,8 +93,15 @@ def _read_folder(folder: Path, tensors: Mapping[str, StoredTensor]) -> Checkpoin
         path=folder,
         config=config,
         generation_config=_read_object(generation) if generation.is_file() else {},
-        tensors=tensors,
+        tensors=with_expert_names(tensors, stacked=_stacked_experts(config)),
     )
+
+
+def _stacked_experts(config: Mapping[str, Any]) -> int:
+    """How many experts a tensor holds below each other, as DBRX's config says; 1 elsewhere."""
+    inner = config.get("ffn_config")
+    count = inner.get("moe_num_experts", 1) if isinstance(inner, Mapping) else 1
+    return count if isinstance(count, int) and count > 0 else 1
 
 
 def _without_safetensors(folder: Path) -> UnsupportedModel | CheckpointError:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from midspan.interface.graph import Graph
+from midspan.interface.graph import Graph, Weight
 from midspan.interface.weights import DENSE
 from midspan.weights.stored_tensor import DENSE_DTYPES, Checkpoint, StoredTensor
 
@@ -39,7 +39,7 @@ def with_dummy_weights(checkpoint: Checkpoint, graph: Graph) -> Checkpoint:
 
     Args:
         checkpoint: its config says the element type; float32 when it does not.
-        graph: before any pass, so that every weight is one published tensor.
+        graph: before any pass, so that every weight is one published tensor or equal parts of several.
 
     Returns:
         The same checkpoint with other tensors; none of their numbers is made yet.
@@ -49,15 +49,27 @@ def with_dummy_weights(checkpoint: Checkpoint, graph: Graph) -> Checkpoint:
     tensors = {
         name: StoredTensor(
             name=name,
-            shape=weight.shape,
+            shape=shape,
             format=DENSE,
             dtype=dtype,
-            nbytes=math.prod(weight.shape) * size,
-            read=_Maker(name=name, shape=weight.shape, dtype=dtype),
+            nbytes=math.prod(shape) * size,
+            read=_Maker(name=name, shape=shape, dtype=dtype),
         )
-        for name, weight in graph.weights.items()
+        for weight in graph.weights.values()
+        for name, shape in _published(weight)
     }
     return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def _published(weight: Weight) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor that a weight is made of."""
+    if not weight.sources:
+        yield weight.name, weight.shape
+        return
+    tail = weight.shape[2:] if len(weight.shape) > 2 or weight.name.endswith("bias") else weight.shape[1:]
+    rows = math.prod(weight.shape) // math.prod(tail) // len(weight.sources)
+    for source in weight.sources:
+        yield source, (rows, *tail)
 
 
 def dummy_tensor(name: str, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -4,7 +4,7 @@ It joins rows, unpacks what the device did not claim, checks shapes and counts
 what was read. It knows no device and no operation: what a device takes packed is
 given to it as names of formats.
 
-Invariants: a weight stays packed only as a matrix whose sources all have the same claimed
+Invariants: a weight stays packed only as matrices whose sources all have the same claimed
 format and can be joined in it; vectors are always dense; a dense weight that is one stored tensor of a
 travelling type is a view of the file.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from midspan.errors import CheckpointError, UnsupportedModel
 from midspan.interface.graph import Weight
 from midspan.interface.weights import DENSE, PackedTensor
 from midspan.weights.array_formats import DYNAMIC
-from midspan.weights.quantization import check_parts, dequantize, join_packed
+from midspan.weights.quantization import FORMATS, check_parts, dequantize, join_packed
 from midspan.weights.stored_tensor import DENSE_DTYPES, Checkpoint, StoredTensor
 
 SAME_PARTS: Mapping[str, str] = {DYNAMIC: "int8.channel"}
@@ -117,6 +118,8 @@ class CheckpointWeights:
         joined = None if len(tails) > 1 or scalar else (sum(source.shape[0] for source in sources), *tails.pop())
         if joined == weight.shape or (len(sources) == 1 and sources[0].shape == weight.shape):
             return
+        if joined is not None and joined == _as_rows(weight.shape, len(joined)):
+            return
         found = " + ".join(f"'{source.name}' {list(source.shape)}" for source in sources)
         raise CheckpointError(
             f"{self._checkpoint.path}: weight '{weight.name}' must have the shape {list(weight.shape)} "
@@ -139,14 +142,18 @@ class CheckpointWeights:
             data = np.concatenate([array.astype(common, copy=False) for array in arrays])
         else:
             data = arrays[0]
-        return PackedTensor(name=weight.name, shape=weight.shape, format=DENSE, parts={"data": data})
+        return PackedTensor(
+            name=weight.name, shape=weight.shape, format=DENSE, parts={"data": data.reshape(weight.shape)}
+        )
 
     def _packed(self, weight: Weight, sources: list[StoredTensor]) -> PackedTensor | None:
         """The weight in a format that the device takes, or None."""
         formats = {source.format for source in sources}
         stored = formats.pop() if len(formats) == 1 else DENSE
         kind = stored if stored in self._quantizations else SAME_PARTS.get(stored)
-        if kind not in self._quantizations or len(weight.shape) != 2:
+        if kind not in self._quantizations or any(len(source.shape) != 2 for source in sources):
+            return None
+        if len(weight.shape) != 2 and stored not in FORMATS:  # only the rows of blocks know nothing of their number
             return None
         pieces = [source.packed() for source in sources]
         for piece in pieces:
@@ -176,3 +183,9 @@ class CheckpointWeights:
                 self._bytes_done += source.nbytes
         if self._report is not None:
             self._report(LoadProgress(tensor=weight.name, bytes_done=self._bytes_done, bytes_total=self._bytes_total))
+
+
+def _as_rows(shape: tuple[int, ...], sizes: int) -> tuple[int, ...]:
+    """A shape with its leading sizes put together, so that so many are left."""
+    leading = len(shape) - sizes + 1
+    return shape if leading < 1 else (prod(shape[:leading]), *shape[leading:])

@@ -8,10 +8,13 @@ model, which ``docs/simulated-devices.md`` explains:
 * attention's operations and bytes depend on each request's context, see ``AttentionWork``;
 * any other node reads its inputs, writes its outputs, and does ``ELEMENTWISE_OPERATIONS`` for each number
   written;
+* the experts of a mixture are such products for those that a row chose; a step reads as many experts as its rows may
+  have chosen at most;
 * ``split`` is a view and takes nothing; an embedding reads the rows that it is asked for.
 
 A layer is divided over N devices as Megatron does it (Shoeybi et al. 2019, arXiv 1909.08053): matrices
-with ``split="columns"`` by their outputs, with ``"rows"`` by their inputs, followed by a sum over the devices;
+with ``split="columns"`` by their outputs, with ``"rows"`` by their inputs, followed by a sum over the devices; experts
+like these two, one after the other;
 heads with their columns; embedding and logits by the vocabulary, with a sum and a gathering.
 
 Invariant: with one device nothing is exchanged.
@@ -46,6 +49,8 @@ class NodeWork:
         fixed_bytes: read whatever the rows: weights.
         summed_bytes: for each row, what is then summed over all devices.
         gathered_bytes: for each row, what is then gathered from all devices, all parts together.
+        chosen_bytes: read for each row, until ``chosen_limit`` bytes are: weights that rows choose.
+        chosen_limit: all such weights together.
     """
 
     rows: str
@@ -54,6 +59,12 @@ class NodeWork:
     fixed_bytes: float = 0.0
     summed_bytes: float = 0.0
     gathered_bytes: float = 0.0
+    chosen_bytes: float = 0.0
+    chosen_limit: float = 0.0
+
+    def weight_bytes(self, rows: int) -> float:
+        """Read of weights for so many rows."""
+        return self.fixed_bytes + min(rows * self.chosen_bytes, self.chosen_limit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +178,11 @@ class _Sizes:
         numbers = math.prod(self._weights[node.weights["weight"]].shape) if "weight" in node.weights else 0
         return numbers, sum(self._weight_bytes[name] for name in node.weights.values())
 
+    def experts(self, node: Node) -> tuple[int, int]:
+        """(experts, numbers in their matrices)."""
+        shapes = [self._weights[node.weights[role]].shape for role in ("gate_up", "down")]
+        return shapes[0][0], sum(math.prod(shape) for shape in shapes)
+
     def rows(self, node: Node) -> str:
         """The symbol that counts a node's rows."""
         shape = self._values[node.outputs[0]].shape
@@ -178,6 +194,8 @@ def _node(node: Node, sizes: _Sizes) -> NodeWork:
     written = sum(sizes.row(name) for name in node.outputs)
     if node.op in ("linear", "logits"):
         return _product(node, sizes, read, written)
+    if node.op == "experts":
+        return _experts(node, sizes, read, written)
     _, weight_bytes = sizes.weight(node)
     if node.op == "embedding":
         row = written if sizes.devices == 1 else written / sizes.devices
@@ -206,6 +224,20 @@ def _product(node: Node, sizes: _Sizes, read: float, written: float) -> NodeWork
         fixed_bytes=weight_bytes / share,
         summed_bytes=written if several and split == "rows" else 0.0,
         gathered_bytes=written if several and split == "vocabulary" else 0.0,
+    )
+
+
+def _experts(node: Node, sizes: _Sizes, read: float, written: float) -> NodeWork:
+    experts, numbers = sizes.experts(node)
+    _, weight_bytes = sizes.weight(node)
+    chosen = sizes.columns(node.inputs[1])
+    return NodeWork(
+        rows=sizes.rows(node),
+        operations=2.0 * chosen * numbers / experts / sizes.devices,
+        row_bytes=read + written,
+        chosen_bytes=chosen * weight_bytes / experts / sizes.devices,
+        chosen_limit=weight_bytes / sizes.devices,
+        summed_bytes=written if sizes.devices > 1 else 0.0,
     )
 
 

@@ -127,7 +127,8 @@ def step_seconds(work: GraphWork, rates: Rates, shape: StepShape) -> float:
     for node, times in work.nodes:
         rows = counts.get(node.rows, 1)
         bound = max(
-            rows * node.operations / rates.operations, (node.fixed_bytes + rows * node.row_bytes) / rates.bandwidth
+            rows * node.operations / rates.operations,
+            (node.weight_bytes(rows) + rows * node.row_bytes) / rates.bandwidth,
         )
         exchange = rates.ring.all_reduce(rows * node.summed_bytes) if node.summed_bytes else 0.0
         exchange += rates.ring.all_gather(rows * node.gathered_bytes) if node.gathered_bytes else 0.0

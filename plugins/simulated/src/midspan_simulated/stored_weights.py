@@ -23,8 +23,8 @@ def stored_bytes(graph: Graph, dtype: str, stored: str | None) -> dict[str, int]
     Args:
         graph: the model.
         dtype: activation type; weights are kept in it where nothing else is said.
-        stored: a key of ``STORED_FORMATS`` for matrices of linear nodes, None for the activation type. Embeddings,
-            logits, norms and biases keep the activation type, as published quantizations mostly do.
+        stored: a key of ``STORED_FORMATS`` for matrices of linear nodes and of experts, None for the activation
+            type. Embeddings, logits, norms and biases keep the activation type, as published quantizations mostly do.
 
     Returns:
         Weight name -> bytes.
@@ -32,7 +32,10 @@ def stored_bytes(graph: Graph, dtype: str, stored: str | None) -> dict[str, int]
     packed: set[str] = set()
     if stored is not None:
         packed = {node.weights["weight"] for node in graph.nodes if node.op == "linear"}
-        packed -= {name for node in graph.nodes if node.op != "linear" for name in node.weights.values()}
+        packed |= {node.weights[role] for node in graph.nodes if node.op == "experts" for role in ("gate_up", "down")}
+        packed -= {
+            name for node in graph.nodes if node.op not in ("linear", "experts") for name in node.weights.values()
+        }
     return {name: _bytes(weight, dtype, stored if name in packed else None) for name, weight in graph.weights.items()}
 
 

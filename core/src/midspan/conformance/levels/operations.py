@@ -212,6 +212,7 @@ def _run_cases(subject: Subject, cases: Sequence[OperationCase], setting: Settin
         subject.facts[REFUSED] = refusals
     if problems:
         _raise_all(problems, len(cases))
+    unserved = {op for op in unserved if not OPERATIONS[op].refusable}
     if unserved:
         raise CheckFailed(f"no case of {', '.join(sorted(unserved))} runs:\n" + "\n".join(refusals[:SHOWN]))
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from midspan.interface.kernel import Kernel, KernelSite, No, Support, Yes
-from midspan.runtimes.reference.operations import ACTIVATIONS, REFERENCE
+from midspan.runtimes.reference.activations import ACTIVATIONS
+from midspan.runtimes.reference.operations import REFERENCE
 from midspan.runtimes.reference.packed_weights import READABLE, DynamicInt8, WeightOperand, weight_operand
 
 KERNEL_NAME = "numpy"
@@ -30,6 +31,8 @@ def _supports(site: KernelSite) -> Support:
 
 
 def _weight(site: KernelSite, role: str) -> WeightOperand:
+    if site.node.op == "route":  # ranks are decided by differences that 16 bits would not keep
+        return site.weights[role].parts["data"].astype(np.float32, copy=False)
     operand = weight_operand(site.weights[role], site.dtype, site.node.op)
     if isinstance(operand, DynamicInt8) or site.node.op == "embedding":
         return operand

@@ -13,7 +13,6 @@ same promise for each token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midspan.interface.batch import SamplingBatch
+from midspan.runtimes.reference.activations import ACTIVATIONS
 from midspan.runtimes.reference.attention import attention
+from midspan.runtimes.reference.mixture import experts, route
 from midspan.runtimes.reference.packed_weights import DynamicInt8, WeightOperand
 from midspan.runtimes.reference.sample_outputs import outputs_of
 from midspan.runtimes.reference.sampling import sample as choose_tokens
@@ -114,6 +115,12 @@ def gated_pair(x: Array, *, function: str) -> Array:
     return gated(x[..., :half], x[..., half:], function=function)
 
 
+def scale_rows(x: Array, factor: Array, *, function: str | None) -> Array:
+    """``x * function(factor)``, rounded once; x [N, columns], factor [N, 1]."""
+    wide = _wide(factor) if function is None else ACTIVATIONS[function](_wide(factor))
+    return _round(_wide(x) * wide, x)
+
+
 def add_rms_norm(x: Array, residual: Array, weight: Array, *, epsilon: float, offset: float) -> tuple[Array, Array]:
     """``sum = x + residual``, rounded; returns (rms_norm(sum), sum)."""
     total = add(x, residual)
@@ -186,56 +193,6 @@ def sample(logits: Float32, sampling: SamplingBatch) -> tuple[Array, ...]:
     return outputs_of(choose_tokens(logits, sampling))
 
 
-def _gelu(x: Float32) -> Float32:
-    halved = x * np.float32(math.sqrt(0.5))
-    error_function = np.frompyfunc(math.erf, 1, 1)(halved).astype(np.float32)
-    result: Float32 = np.float32(0.5) * x * (np.float32(1.0) + error_function)
-    return result
-
-
-def _gelu_tanh(x: Float32) -> Float32:
-    inner = np.float32(math.sqrt(2.0 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    result: Float32 = np.float32(0.5) * x * (np.float32(1.0) + np.tanh(inner))
-    return result
-
-
-def _sigmoid(x: Float32) -> Float32:
-    with np.errstate(over="ignore"):  # exp(-x) is infinite below -88, and the quotient 0 as it should be
-        result: Float32 = np.float32(1.0) / (np.float32(1.0) + np.exp(-x))
-    return result
-
-
-def _silu(x: Float32) -> Float32:
-    with np.errstate(over="ignore"):
-        result: Float32 = x / (np.float32(1.0) + np.exp(-x))
-    return result
-
-
-def _relu(x: Float32) -> Float32:
-    result: Float32 = np.maximum(x, np.float32(0.0))
-    return result
-
-
-def _relu_squared(x: Float32) -> Float32:
-    return _relu(x) * _relu(x)
-
-
-def _tanh(x: Float32) -> Float32:
-    result: Float32 = np.tanh(x)
-    return result
-
-
-ACTIVATIONS: Mapping[str, Callable[[Float32], Float32]] = {
-    "silu": _silu,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu": _relu,
-    "relu_squared": _relu_squared,
-    "sigmoid": _sigmoid,
-    "tanh": _tanh,
-}
-"""Activation functions by name, float32 -> float32."""
-
 REFERENCE: Mapping[str, Callable[..., Any]] = {
     "embedding": embedding,
     "linear": linear,
@@ -252,6 +209,9 @@ REFERENCE: Mapping[str, Callable[..., Any]] = {
     "split": split,
     "rotary": rotary,
     "attention": attention,
+    "route": route,
+    "experts": experts,
+    "scale_rows": scale_rows,
     "select_rows": select_rows,
     "sample": sample,
 }

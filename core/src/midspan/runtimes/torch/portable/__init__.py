@@ -8,7 +8,16 @@ They are the fallback of every device that uses the torch runtime, priority 0.
 from __future__ import annotations
 
 from midspan.interface.kernel import Kernel
-from midspan.runtimes.torch.portable import attention, elementwise, linear, normalization, rotary, rows, sampling
+from midspan.runtimes.torch.portable import (
+    attention,
+    elementwise,
+    linear,
+    mixture,
+    normalization,
+    rotary,
+    rows,
+    sampling,
+)
 from midspan.runtimes.torch.preparation import Preparation
 
 
@@ -21,6 +30,7 @@ def portable_kernels(preparation: Preparation) -> tuple[Kernel, ...]:
     return (
         *elementwise.kernels(preparation),
         *linear.kernels(preparation),
+        *mixture.kernels(preparation),
         *normalization.kernels(preparation),
         *rotary.kernels(preparation),
         *rows.kernels(preparation),

@@ -62,11 +62,12 @@ def activation_function(site: KernelSite) -> Unary:
 
 
 def kernels(preparation: Preparation) -> tuple[Kernel, ...]:
-    """Kernels for ``add``, ``multiply``, ``scale``, ``activation``, ``gated`` and ``gated_pair``."""
+    """Kernels for ``add``, ``multiply``, ``scale``, ``scale_rows``, ``activation``, ``gated`` and ``gated_pair``."""
     return (
         Kernel(name="portable", op="add", prepare=lambda site: torch.add),
         Kernel(name="portable", op="multiply", prepare=lambda site: torch.mul),
         Kernel(name="portable", op="scale", prepare=_scale),
+        Kernel(name="portable", op="scale_rows", prepare=_scale_rows),
         Kernel(name="portable", op="activation", prepare=_activation),
         Kernel(name="portable", op="gated", prepare=_gated),
         Kernel(name="portable", op="gated_pair", prepare=_gated_pair),
@@ -80,6 +81,16 @@ def _scale(site: KernelSite) -> Unary:
         return (x.float() * factor).to(x.dtype)
 
     return scale
+
+
+def _scale_rows(site: KernelSite) -> Binary:
+    function = None if site.node.attributes["function"] is None else activation_function(site)
+
+    def scale_rows(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        wide = factor.float()
+        return (x.float() * (wide if function is None else function(wide))).to(x.dtype)
+
+    return scale_rows
 
 
 def _activation(site: KernelSite) -> Unary:
