@@ -68,7 +68,8 @@ class EngineSettings:
         device_options: options of the plugin's own.
         dtype: ``auto`` (the checkpoint's type where the device claims it, otherwise the device's preferred
             one), ``float32``, ``bfloat16``, ``float16``.
-        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types.
+        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types, such as ``int8``; ``fp8`` and
+            ``fp8_e4m3`` stand for ``float8_e4m3``.
         max_model_len: tokens of one request; None: the model's limit, cut to what fits the cache.
         max_num_seqs: requests in one step; None: 256, or as many as the device takes.
         max_num_batched_tokens: tokens in one step; None: 2048, or as many as the device takes.
