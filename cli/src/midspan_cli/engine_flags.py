@@ -98,9 +98,12 @@ class EngineFlags:
     block_size: Annotated[
         int | None, typer.Option(help="Tokens per cache block. Default: the device's.", rich_help_panel=CACHE)
     ] = None
-    kv_cache_dtype: Annotated[str, typer.Option(help="Element type of the KV cache.", rich_help_panel=CACHE)] = (
-        EngineSettings.kv_cache_dtype
-    )
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(
+            help="Element type of the KV cache: auto, float32, bfloat16, float16, fp8 or int8.", rich_help_panel=CACHE
+        ),
+    ] = EngineSettings.kv_cache_dtype
     memory_utilization: Annotated[
         float | None,
         typer.Option(

@@ -71,7 +71,8 @@ class EngineSettings:
         quantization: how linear weights of a 16- or 32-bit model are quantized while they are loaded: ``int8`` (weights
             and inputs of products), ``w8a16`` (8-bit weights), ``int4``, ``fp8``; or the method by which the model was
             quantized when it was published, which changes nothing; None: as published.
-        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types.
+        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types, such as ``int8``; ``fp8`` and
+            ``fp8_e4m3`` stand for ``float8_e4m3``.
         max_model_len: tokens of one request; None: the model's limit, cut to what fits the cache.
         max_num_seqs: requests in one step; None: 256, or as many as the device takes.
         max_num_batched_tokens: tokens in one step; None: 2048, or as many as the device takes.

@@ -39,27 +39,35 @@ what surrounds them in an activation function: the libraries state at most 4."""
 LARGEST_INTEGER = 32767.0
 """Of 16 bits; rounding to such integers is off by half a step."""
 
+CACHE_GROWTH: Mapping[str, float] = {"float8_e4m3": 2.0**-4, "int8": 2.0**-4}
+"""By which share a cache type may make a row longer, where that is more than the margins' own slack: half a
+step of three mantissa bits; or half of 1/127 of the largest for each of 256 numbers, which is sqrt(256) / 254 of
+the length. A key and a value make a result, so it counts twice. Multiplying by a scale is among the three roundings
+of a score and the four of a sum."""
+
 SATURATED = 128.0
 """Beyond it float32's exp is zero or infinite, and tanh and erf are one."""
 
 
-def margins(case: OperationCase, dtype: str) -> tuple[Float64, ...]:
+def margins(case: OperationCase, dtype: str, cache_dtype: str = "float32") -> tuple[Float64, ...]:
     """The allowed distance for each element of each output.
 
     Args:
         case: not of the operation ``sample``, whose outputs are exact but for logprobs.
         dtype: the activation type.
+        cache_dtype: the KV cache's type, in which kernel and definition round keys and values alike.
 
     Returns:
         float64 arrays in the outputs' shapes.
     """
-    outputs, _ = case.expected("float32", "float32")
+    outputs, _ = case.expected("float32", cache_dtype)
     wide = [np.abs(np.asarray(output, np.float64)) for output in outputs]
     wide_outputs = case.op in ("logits", "route")
     unit = FLOAT32_UNIT if wide_outputs else UNITS[dtype]
     step = STEPS["float32"] if wide_outputs else STEPS[dtype]
     with np.errstate(all="ignore"):  # some cases hold what is no number; the check asks for those to be met exactly
-        arithmetic = _ERRORS[case.op](case, wide)
+        growth = 1.0 + CACHE_GROWTH.get(cache_dtype, 0.0)
+        arithmetic = [error * growth**2 for error in _ERRORS[case.op](case, wide)]
         unpacking = _unpacking(case, dtype) + _rounded_inside(case, dtype)
         return tuple(
             2.0 * FLOAT32_UNIT * error + 2.0 * unit * output + unpacking + step

@@ -198,7 +198,7 @@ def _finish(
                 "KV cache can hold; give it more memory to raise it",
             )
         )
-    report(StartupPhase(name="cache", detail=f"{readable_bytes(plan.bytes)} of KV cache"))
+    report(StartupPhase(name="cache", detail=f"{readable_bytes(plan.bytes)} of KV cache as {layout.dtype}"))
     with asked.plugin_works("the cache was allocated"):
         cache = device.allocate_cache(layout, plan.blocks)
         check_cache(cache, asked.selected.plugin, layout, plan.blocks)

@@ -23,7 +23,7 @@ def capabilities(*, native: bool) -> Capabilities:
     dtypes = ("bfloat16", "float32", "float16")
     return Capabilities(
         dtypes=dtypes,
-        cache_dtypes=dtypes,
+        cache_dtypes=(*dtypes, "float8_e4m3", "int8"),
         block_sizes=(16, 32, 64, 128),
         quantizations=QUANTIZATIONS if native else (),
         batch_invariant=native,

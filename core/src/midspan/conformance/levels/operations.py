@@ -24,7 +24,7 @@ from midspan.conformance.subject import Subject
 from midspan.conformance.tiny_model import CONFIGS, tiny_model
 from midspan.errors import DeviceLost, UnsupportedOperation
 from midspan.interface import OPERATIONS, Device, NodePlacement
-from midspan.runtimes.reference.element_types import ELEMENT_TYPES
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES
 from midspan.weights.quantization import KNOWN_FORMATS
 
 LEVEL = "operations"
@@ -76,7 +76,7 @@ def _attention_checks(subject: Subject) -> Iterator[Check]:
 
 def unknown_cache_type(cache_dtype: str) -> str | None:
     """Why a claimed cache type cannot be held against the reference, or None."""
-    if cache_dtype in ELEMENT_TYPES:
+    if cache_dtype in CACHE_TYPES:
         return None
     return f"the cache type {cache_dtype} is the device's own, and the reference has none to compare it with"
 
