@@ -100,9 +100,10 @@ class TorchCache:
         """Copy whole blocks, each pair (from, to), in all layers; sources are read before anything is written."""
         if not pairs:
             return
+        layers = self._layers(group)
         sources, targets = zip(*pairs, strict=True)
         source, target = self._index(group, sources), self._index(group, targets)
-        for layer in self._layers(group):
+        for layer in layers:
             for rows in layer:
                 rows.copy(source, target)
 
