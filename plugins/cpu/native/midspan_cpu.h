@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define MIDSPAN_CPU_ABI_VERSION 4
+#define MIDSPAN_CPU_ABI_VERSION 5
 
 /* Results. */
 enum {
@@ -40,6 +40,12 @@ enum {
 
 /* Element types of activations and caches. */
 enum { MIDSPAN_CPU_FLOAT32 = 0, MIDSPAN_CPU_BFLOAT16 = 1, MIDSPAN_CPU_FLOAT16 = 2 };
+
+/* Further types of caches; what a row becomes in them is what midspan.interface.CacheLayout says. */
+enum {
+  MIDSPAN_CPU_CACHE_FLOAT8_E4M3 = 8, /* saturates, keeps NaN */
+  MIDSPAN_CPU_CACHE_INT8 = 9         /* with a bfloat16 scale for each token and kv head */
+};
 
 /* Weight formats; the first three equal the element types. GGUF formats are as published by
  * the GGUF specification: blocks of 32 columns. The last ones are rows of small numbers with scales beside them. */
@@ -194,7 +200,8 @@ int32_t midspan_cpu_sample(midspan_cpu_context* context, const midspan_cpu_sampl
  * The layer's cache: keys lie TRANSPOSED within a block, values as rows:
  *   key_cache   [blocks, kv_heads, key_size, block_size]
  *   value_cache [blocks, kv_heads, block_size, value_size]
- * Both C-contiguous in cache_type, aligned to 64. */
+ * Both C-contiguous in cache_type, aligned to 64. With scales, the block_size scales of a block's head follow its
+ * numbers directly, so that a head of a block takes size * block_size + 2 * block_size bytes. */
 typedef struct {
   void* key_cache;
   void* value_cache;
@@ -210,7 +217,7 @@ typedef struct {
   float scale;
   float soft_cap;     /* score = c * tanh(score / c), after the scale; 0 for none */
   int32_t type;       /* element type of query, key, value and the output */
-  int32_t cache_type; /* type or FLOAT32 or BFLOAT16 or FLOAT16, all pairs are served */
+  int32_t cache_type; /* an element type or a further type of caches, all pairs are served */
 } midspan_cpu_attention;
 
 /* ---- plan: kernels, one behind the other ------------------------------------------------- */

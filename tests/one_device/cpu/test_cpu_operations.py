@@ -71,7 +71,17 @@ def test_onednn_computes_what_the_definition_says(op: str, run_case: Run, kernel
         assert disagreement(case, "float32", "float32", outputs) is None, case.name
 
 
-@pytest.mark.parametrize(("dtype", "cache_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("dtype", "cache_dtype"),
+    [
+        ("float32", "bfloat16"),
+        ("bfloat16", "float32"),
+        ("float32", "int8"),
+        ("bfloat16", "int8"),
+        ("float32", "float8_e4m3"),
+        ("float16", "float8_e4m3"),
+    ],
+)
 @pytest.mark.parametrize("kernel", ["portable", "native"])
 def test_attention_takes_a_cache_of_another_type(
     kernel: str, dtype: str, cache_dtype: str, run_case: Run, kernel_set: KernelSet

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from midspan.conformance.operation_cases import operation_cases
 from midspan.errors import MidspanError
 from midspan.graph.passes import apply_passes
-from midspan.interface import Bounds, Device, Graph
+from midspan.interface import CACHE_ELEMENT_BYTES, Bounds, Device, Graph
 from midspan.models.catalogue import build_graph
 from midspan_cpu import plugin
 from midspan_cpu.native_step import NativeStep
@@ -66,13 +66,18 @@ def test_a_plan_broken_by_other_kernels_gives_the_tokens_of_the_definition(
         assert sequence.generated == wanted.generated
 
 
+@pytest.mark.parametrize("cache_dtype", CACHE_ELEMENT_BYTES)
 def test_a_plan_runs_all_nodes_of_a_llama_but_sampling_in_one_piece(
-    cpu_device: Device, tiny_config: Callable[..., Any], drive: Callable[..., Any], random_weights: Callable[..., Any]
+    cache_dtype: str,
+    cpu_device: Device,
+    tiny_config: Callable[..., Any],
+    drive: Callable[..., Any],
+    random_weights: Callable[..., Any],
 ) -> None:
     graph = build_graph(tiny_config())
     weights = random_weights(graph)
     graph = apply_passes(graph)
-    step = drive(cpu_device, graph, weights).program._step
+    step = drive(cpu_device, graph, weights, cache_dtype=cache_dtype).program._step
     assert isinstance(step, NativeStep)
     lines = step.listing().splitlines()
     assert [line for line in lines if line.startswith("on tensors")] == ["on tensors: sample (sample)"]

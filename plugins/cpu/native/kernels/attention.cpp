@@ -21,12 +21,14 @@ constexpr int64_t kTilesWorthConverting = 3;  // from this many row tiles on, a 
 
 /// What one thread works with.
 struct Workspace {
-  float* keys;    // [key_size][64], one piece
-  float* values;  // [64][value_size], one piece
-  float* query;   // tiles of [key_size][rows]
-  float* scores;  // [rows][64]
-  float* sums;    // [rows][value_size], of the part
-  float* totals;  // [rows][value_size], of all parts so far
+  float* keys;          // [key_size][64], one piece
+  float* values;        // [64][value_size], one piece
+  float* key_scales;    // [64], of one piece; for caches with scales
+  float* value_scales;  // [64]
+  float* query;         // tiles of [key_size][rows]
+  float* scores;        // [rows][64]
+  float* sums;          // [rows][value_size], of the part
+  float* totals;        // [rows][value_size], of all parts so far
   RowState* part;
   RowState* total;
 
@@ -35,7 +37,9 @@ struct Workspace {
     const int64_t rows = problem.tokens_of_item() * problem.group();
     keys = reinterpret_cast<float*>(problem.scratch + slot * problem.scratch_bytes);
     values = keys + kPiece * attention.key_size;
-    query = values + kPiece * attention.value_size;
+    key_scales = values + kPiece * attention.value_size;
+    value_scales = key_scales + kPiece;
+    query = value_scales + kPiece;
     scores = query + rows * attention.key_size;
     sums = scores + rows * kPiece;
     totals = sums + rows * attention.value_size;
@@ -45,7 +49,7 @@ struct Workspace {
   static int64_t bytes(const Problem& problem) {
     const midspan_cpu_attention& attention = *problem.attention;
     const int64_t rows = problem.tokens_of_item() * problem.group();
-    const int64_t floats = kPiece * (attention.key_size + attention.value_size) +
+    const int64_t floats = kPiece * (attention.key_size + attention.value_size + 2) +
                            rows * (attention.key_size + kPiece + 2 * attention.value_size + 4);
     return (floats * 4 + 127) / 64 * 64;
   }
@@ -66,10 +70,10 @@ MIDSPAN_INLINE void merge_state(RowState& total, float* totals, const RowState& 
   for (; index < size; ++index) totals[index] = totals[index] * old_factor + sums[index] * new_factor;
 }
 
-/// Writes a finished row, sinks taken into account.
+/// Writes a finished row, sinks taken into account; `loaded_scale` is the values'.
 template <class T>
 MIDSPAN_INLINE void finish_row(const midspan_cpu_attention& attention, int64_t head, RowState state,
-                               const float* totals, T* out) {
+                               float loaded_scale, const float* totals, T* out) {
   float factor = 1.0f;
   if (attention.sinks != nullptr) {
     const float sink = attention.sinks[head];
@@ -77,7 +81,7 @@ MIDSPAN_INLINE void finish_row(const midspan_cpu_attention& attention, int64_t h
     factor = exponential(state.largest - largest);
     state.sum = state.sum * factor + exponential(sink - largest);
   }
-  const Floats scale = splat(factor), divisor = splat(state.sum);
+  const Floats scale = splat(factor * loaded_scale), divisor = splat(state.sum);
   const int64_t size = attention.value_size;
   int64_t index = 0;
   for (; index + kLanes <= size; index += kLanes) store(out + index, load(totals + index) * scale / divisor);
@@ -95,6 +99,15 @@ struct Piece {
   int64_t key_stride;
 };
 
+/// Where up to 64 positions of one kv head lie, by groups of 16.
+template <class C>
+struct Groups {
+  const C* keys[kGroups];
+  const C* values[kGroups];
+  const BFloat16* key_scales[kGroups];  // of types with scales
+  const BFloat16* value_scales[kGroups];
+};
+
 /// One item for one kv head.
 template <class C>
 class Worker {
@@ -106,6 +119,8 @@ class Worker {
         kv_head_(kv_head),
         work_(problem, slot),
         group_(problem.group()),
+        key_elements_(head_elements<C>(attention_.key_size, attention_.block_size)),
+        value_elements_(head_elements<C>(attention_.value_size, attention_.block_size)),
         first_position_(problem.first_position(item.request)),
         tiles_((item.token_end - item.token_begin) * problem.group()) {}
 
@@ -157,7 +172,7 @@ class Worker {
     const int64_t place = at * problem_.out_stride + head(row) * attention_.value_size;
     with_type(attention_.type, [&](auto element) {
       using T = decltype(element);
-      finish_row(attention_, head(row), state, totals, static_cast<T*>(problem_.out) + place);
+      finish_row(attention_, head(row), state, kLoadedScale<C>, totals, static_cast<T*>(problem_.out) + place);
       return MIDSPAN_CPU_OK;
     });
   }
@@ -202,7 +217,7 @@ class Worker {
   }
 
   /// Finds where the groups of the piece at `start` lie, up to the last position seen; returns how many there are.
-  int find_groups(int64_t start, const C** keys, const C** values) const {
+  int find_groups(int64_t start, Groups<C>& found) const {
     const uint32_t size = static_cast<uint32_t>(attention_.block_size);
     const int32_t* table = problem_.block_table + item_.request * problem_.block_table_stride;
     const int64_t last = position(tiles_.rows - 1);
@@ -210,24 +225,30 @@ class Worker {
     for (; groups < kGroups && start + groups * kGroup <= last; ++groups) {
       const uint32_t at = static_cast<uint32_t>(start + groups * kGroup);
       const int64_t block = table[at / size] * attention_.kv_heads + kv_head_, offset = at % size;
-      keys[groups] = static_cast<const C*>(attention_.key_cache) + block * attention_.key_size * size + offset;
-      values[groups] = static_cast<const C*>(attention_.value_cache) + (block * size + offset) * attention_.value_size;
+      const C* head_keys = static_cast<const C*>(attention_.key_cache) + block * key_elements_;
+      const C* head_values = static_cast<const C*>(attention_.value_cache) + block * value_elements_;
+      found.keys[groups] = head_keys + offset;
+      found.values[groups] = head_values + offset * attention_.value_size;
+      if constexpr (has_scales<C>) {
+        found.key_scales[groups] = scales_of(head_keys, attention_.key_size, size) + offset;
+        found.value_scales[groups] = scales_of(head_values, attention_.value_size, size) + offset;
+      }
     }
     return groups;
   }
 
   void run_piece(int64_t start) {
-    const C* keys[kGroups];
-    const C* values[kGroups];
-    const C* next_keys[kGroups];
-    const C* next_values[kGroups];
-    const int groups = find_groups(start, keys, values);
-    for (int group = find_groups(start + kPiece, next_keys, next_values); group < groups; ++group) {
-      next_keys[group] = keys[group];
-      next_values[group] = values[group];
+    Groups<C> here, next;
+    const int groups = find_groups(start, here);
+    for (int group = find_groups(start + kPiece, next); group < groups; ++group) {
+      next.keys[group] = here.keys[group];
+      next.values[group] = here.values[group];
+    }
+    if constexpr (has_scales<C>) {
+      for (int group = 0; group < groups; ++group) widen_scales(group, here);
     }
     if (sizeof(C) == sizeof(float) || tiles_.tiles < kTilesWorthConverting) {
-      const Piece<C> piece = {start, keys, values, next_keys, next_values, attention_.block_size};
+      const Piece<C> piece = {start, here.keys, here.values, next.keys, next.values, attention_.block_size};
       for (int64_t tile = 0; tile < tiles_.tiles; ++tile) run_tile(tile, piece);
       return;
     }
@@ -236,11 +257,19 @@ class Worker {
     for (int group = 0; group < groups; ++group) {
       wide_keys[group] = work_.keys + group * kGroup;
       wide_values[group] = work_.values + group * kGroup * attention_.value_size;
-      widen_group(keys[group], values[group], work_.keys + group * kGroup,
+      widen_group(here.keys[group], here.values[group], work_.keys + group * kGroup,
                   work_.values + group * kGroup * attention_.value_size);
     }
     const Piece<float> piece = {start, wide_keys, wide_values, wide_keys, wide_values, kPiece};
     for (int64_t tile = 0; tile < tiles_.tiles; ++tile) run_tile(tile, piece);
+  }
+
+  /// A group's scales as float32, those of keys times the scale of scores.
+  void widen_scales(int group, const Groups<C>& groups) const {
+    for (int v = 0; v < kGroup; v += kLanes) {
+      store(work_.key_scales + group * kGroup + v, load(groups.key_scales[group] + v) * splat(attention_.scale));
+      store(work_.value_scales + group * kGroup + v, load(groups.value_scales[group] + v));
+    }
   }
 
   /// A group's keys and values as float32.
@@ -274,9 +303,11 @@ class Worker {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t at = position(first + row);
       const float slope = attention_.alibi_slopes == nullptr ? 0.0f : attention_.alibi_slopes[head(first + row)];
-      softmax_row({attention_.scale, attention_.soft_cap, slope}, scores + row * kPiece, begin, end,
-                  clip(problem_.window_begin(at), start), clip(at + 1, start), start - at, work_.part[first + row],
-                  work_.sums + (first + row) * attention_.value_size, attention_.value_size);
+      const ScoreRule rule = {attention_.scale * kLoadedScale<C>, attention_.soft_cap, slope, work_.key_scales,
+                              work_.value_scales};
+      softmax_row<has_scales<C>>(rule, scores + row * kPiece, begin, end, clip(problem_.window_begin(at), start),
+                                 clip(at + 1, start), start - at, work_.part[first + row],
+                                 work_.sums + (first + row) * attention_.value_size, attention_.value_size);
     }
     TileFunctions<K>::weigh[rows - 1](scores, piece.values, piece.next_values, attention_.value_size, begin, end,
                                       work_.sums + first * attention_.value_size);
@@ -288,6 +319,8 @@ class Worker {
   int64_t kv_head_;
   Workspace work_;
   int64_t group_;
+  int64_t key_elements_;  // of a block's head
+  int64_t value_elements_;
   int64_t first_position_;
   RowTiles<kMaxTileRows> tiles_;
 };
@@ -357,7 +390,7 @@ int32_t run_attention(Context& context, const midspan_cpu_attention& attention, 
   problem.out_stride = out_stride;
   if (!blocks_exist(problem)) return MIDSPAN_CPU_OUT_OF_RANGE;
   if (attention.type < MIDSPAN_CPU_FLOAT32 || attention.type > MIDSPAN_CPU_FLOAT16) return MIDSPAN_CPU_UNSUPPORTED;
-  return with_type(attention.cache_type, [&](auto cached) { return run<decltype(cached)>(context, problem); });
+  return with_cache_type(attention.cache_type, [&](auto cached) { return run<decltype(cached)>(context, problem); });
 }
 
 }  // namespace midspan::MIDSPAN_ISA

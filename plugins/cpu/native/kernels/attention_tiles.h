@@ -6,7 +6,7 @@
 #ifndef MIDSPAN_CPU_ATTENTION_TILES_H
 #define MIDSPAN_CPU_ATTENTION_TILES_H
 
-#include "parallel.h"
+#include "cache_elements.h"
 #include "vector_math.h"
 
 namespace midspan::MIDSPAN_ISA {
@@ -159,16 +159,19 @@ struct ScoreRule {
   float scale;
   float soft_cap;
   float slope;  // of ALiBi
+  // For caches with scales, one for each position of the piece, those outside a row's view being anything:
+  const float* key_scales;    // times `scale`
+  const float* value_scales;  // what a weight is multiplied with before it meets the value
 };
 
 /// Scores [first, end) of a row, brought to their scale, with those outside [begin, end) masked; the largest.
-template <bool whole, bool plain>
+template <bool whole, bool plain, bool scaled>
 MIDSPAN_INLINE float prepare_scores(const ScoreRule& rule, float* scores, int begin, int end, int64_t distance) {
   const int first = whole ? 0 : begin / kLanes * kLanes;
   const int last = whole ? kPiece : end;
   Floats top = splat(-INFINITY);
   for (int at = first; at < last; at += kLanes) {
-    Floats score = load(scores + at) * splat(rule.scale);
+    Floats score = load(scores + at) * (scaled ? load(rule.key_scales + at) : splat(rule.scale));
     if (!plain && rule.soft_cap != 0.0f) score = soft_capped(score, rule.soft_cap);
     if (!plain && rule.slope != 0.0f) {
       const Ints apart = splat(static_cast<int32_t>(distance + at)) + lane_numbers();
@@ -181,16 +184,21 @@ MIDSPAN_INLINE float prepare_scores(const ScoreRule& rule, float* scores, int be
   return largest_of(top);
 }
 
-/// Scores [first, end) of a row to weights e^(score - largest), 0 outside [begin, end); their sum.
-template <bool whole>
-MIDSPAN_INLINE float weights_of(float* scores, int begin, int end, float largest) {
+/// Scores [first, end) of a row to weights e^(score - largest), 0 outside [begin, end); their sum. With scales of
+/// values, the weights are multiplied by them, and the sum is not.
+template <bool whole, bool scaled>
+MIDSPAN_INLINE float weights_of(const ScoreRule& rule, float* scores, int begin, int end, float largest) {
   const int first = whole ? 0 : begin / kLanes * kLanes;
   const int last = whole ? kPiece : end;
   Floats total = {};
   for (int at = first; at < last; at += kLanes) {
     Floats weight = exponential(load(scores + at) - splat(largest));
-    if (!whole) weight = keep_lanes(weight, begin - at, end - at, splat(0.0f));
-    store(scores + at, weight);
+    Floats factor = scaled ? weight * load(rule.value_scales + at) : weight;
+    if (!whole) {
+      weight = keep_lanes(weight, begin - at, end - at, splat(0.0f));
+      factor = keep_lanes(factor, begin - at, end - at, splat(0.0f));
+    }
+    store(scores + at, factor);
     total += weight;
   }
   return sum_of(total);
@@ -199,6 +207,7 @@ MIDSPAN_INLINE float weights_of(float* scores, int begin, int end, float largest
 /// Turns the scores of one row into weights e^(score - largest), with state and sums[size] brought to the new
 /// largest. The row sees positions [begin, end) of the piece; others in [tile_begin, tile_end) get weight 0.
 /// `distance` is piece start - query position.
+template <bool scaled>
 MIDSPAN_INLINE void softmax_row(const ScoreRule& rule, float* scores, int tile_begin, int tile_end, int begin, int end,
                                 int64_t distance, RowState& state, float* sums, int64_t size) {
   const bool whole = begin == 0 && end == kPiece;
@@ -209,13 +218,14 @@ MIDSPAN_INLINE void softmax_row(const ScoreRule& rule, float* scores, int tile_b
     for (int at = (end + kLanes - 1) / kLanes * kLanes; at < tile_end; ++at) scores[at] = 0.0f;
     if (begin >= end) return;
   }
-  const float found = whole ? plain ? prepare_scores<true, true>(rule, scores, begin, end, distance)
-                                    : prepare_scores<true, false>(rule, scores, begin, end, distance)
-                            : prepare_scores<false, false>(rule, scores, begin, end, distance);
+  const float found = whole ? plain ? prepare_scores<true, true, scaled>(rule, scores, begin, end, distance)
+                                    : prepare_scores<true, false, scaled>(rule, scores, begin, end, distance)
+                            : prepare_scores<false, false, scaled>(rule, scores, begin, end, distance);
   float largest = found < state.largest ? state.largest : found;
   if (largest == -INFINITY) largest = -3e38f;  // all scores are minus infinity: weights become 0, not NaN
   const float sum =
-      whole ? weights_of<true>(scores, begin, end, largest) : weights_of<false>(scores, begin, end, largest);
+      whole ? weights_of<true, scaled>(rule, scores, begin, end, largest)
+            : weights_of<false, scaled>(rule, scores, begin, end, largest);
   if (largest == state.largest) {
     state.sum += sum;
     return;

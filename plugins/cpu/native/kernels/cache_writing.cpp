@@ -5,30 +5,70 @@ namespace midspan::MIDSPAN_ISA {
 
 namespace {
 
+/// The scale of a row, and what divides its numbers; see midspan.interface.CacheLayout.
+template <class T>
+MIDSPAN_INLINE BFloat16 scale_of_row(const T* row, int64_t size) {
+  Floats largest = {};
+  Words unusual = {};  // exponents of all ones
+  for (int64_t index = 0; index < size; index += kLanes) {
+    const Floats value = index + kLanes <= size ? load(row + index) : load_some(row + index, size - index);
+    const Words magnitude = bits_as<Words>(value) & 0x7fffffffu;
+    unusual |= bits_as<Words>(magnitude >= splat(0x7f800000u));
+    largest = larger(bits_as<Floats>(magnitude), largest);
+  }
+  BFloat16 scale[kLanes];
+  store(scale, splat(largest_of(largest) / 127.0f));
+  if (to_float(scale[0]) < 0x1p-126f) scale[0].bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (unusual[lane] != 0) scale[0].bits = 0x7fc0;
+  }
+  return scale[0];
+}
+
+/// A row's numbers as a cache holds them.
+template <class C>
+MIDSPAN_INLINE void store_scaled(C* to, Floats value, float scale) {
+  if constexpr (has_scales<C>) {
+    const Floats whole = round_to_integer(value / splat(scale));
+    store(to, scale > 0.0f ? whole : splat(0.0f));  // also for NaN
+  } else {
+    store(to, value);
+  }
+}
+
+/// One row: its numbers lie `step` elements apart.
+template <class T, class C>
+MIDSPAN_INLINE void write_row(const T* from, int64_t size, C* to, int64_t step, BFloat16* scale_place) {
+  float scale = 1.0f;
+  if constexpr (has_scales<C>) {
+    *scale_place = scale_of_row(from, size);
+    scale = to_float(*scale_place);
+  }
+  for (int64_t index = 0; index < size; index += kLanes) {
+    const int64_t count = size - index < kLanes ? size - index : kLanes;
+    const Floats value = count == kLanes ? load(from + index) : load_some(from + index, count);
+    if (step == 1 && count == kLanes) {
+      store_scaled(to + index, value, scale);
+      continue;
+    }
+    C converted[kLanes];
+    store_scaled(converted, value, scale);
+    for (int64_t lane = 0; lane < count; ++lane) to[(index + lane) * step] = converted[lane];
+  }
+}
+
 template <class T, class C>
 MIDSPAN_INLINE void write_token(const midspan_cpu_attention& attention, const T* key, const T* value, int64_t slot) {
   const int64_t block_size = attention.block_size, block = slot / block_size, offset = slot % block_size;
   const int64_t key_size = attention.key_size, value_size = attention.value_size;
   for (int64_t head = 0; head < attention.kv_heads; ++head) {
     const int64_t at = block * attention.kv_heads + head;
-    C* keys = static_cast<C*>(attention.key_cache) + at * key_size * block_size + offset;
-    C* values = static_cast<C*>(attention.value_cache) + (at * block_size + offset) * value_size;
-    for (int64_t index = 0; index < key_size; index += kLanes) {
-      const int64_t count = key_size - index < kLanes ? key_size - index : kLanes;
-      const T* from = key + head * key_size + index;
-      C converted[kLanes];
-      store(converted, count == kLanes ? load(from) : load_some(from, count));
-      for (int64_t lane = 0; lane < count; ++lane) keys[(index + lane) * block_size] = converted[lane];
-    }
-    for (int64_t index = 0; index < value_size; index += kLanes) {
-      const int64_t count = value_size - index < kLanes ? value_size - index : kLanes;
-      const T* from = value + head * value_size + index;
-      if (count == kLanes) {
-        store(values + index, load(from));
-      } else {
-        store_some(values + index, load_some(from, count), count);
-      }
-    }
+    C* keys = static_cast<C*>(attention.key_cache) + at * head_elements<C>(key_size, block_size);
+    C* values = static_cast<C*>(attention.value_cache) + at * head_elements<C>(value_size, block_size);
+    write_row(key + head * key_size, key_size, keys + offset, block_size,
+              scales_of(keys, key_size, block_size) + offset);
+    write_row(value + head * value_size, value_size, values + offset * value_size, 1,
+              scales_of(values, value_size, block_size) + offset);
   }
 }
 
@@ -42,7 +82,7 @@ int32_t write_cache(Context& context, const midspan_cpu_attention& attention, co
   }
   return with_type(attention.type, [&](auto activation) {
     using T = decltype(activation);
-    return with_type(attention.cache_type, [&](auto cached) {
+    return with_cache_type(attention.cache_type, [&](auto cached) {
       using C = decltype(cached);
       auto write = [&](int64_t begin, int64_t end) {
         for (int64_t token = begin; token < end; ++token) {

@@ -243,8 +243,14 @@ MIDSPAN_INLINE Words widen_bytes(const uint8_t* from) {
 #endif
 }
 MIDSPAN_INLINE Floats load(const Int8* from) {
-  const Words words = widen_bytes(reinterpret_cast<const uint8_t*>(from));
-  return __builtin_convertvector(bits_as<Ints>(words << 24) >> 24, Floats);
+#if defined(__AVX512F__)
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(from)));
+#elif defined(__AVX2__)
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  using SignedBytes = int8_t __attribute__((vector_size(kLanes)));
+  return __builtin_convertvector(__builtin_convertvector(load_as<SignedBytes>(from), Ints), Floats);
+#endif
 }
 /// The bits of exponent and mantissa, put where float32 has them, are the number times 2^-120; subnormal ones too.
 MIDSPAN_INLINE Floats load(const Float8* from) {

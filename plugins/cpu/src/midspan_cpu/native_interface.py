@@ -9,10 +9,13 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 """Codes of element types."""
+
+CACHE_TYPES = {**ELEMENT_TYPES, "float8_e4m3": 8, "int8": 9}
+"""Codes of cache types."""
 
 DENSE_FORMATS = {**ELEMENT_TYPES, "pairs": 3}
 """Codes of dense weight formats."""

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from midspan_cpu.native_interface import (
+    CACHE_TYPES,
     DENSE_FORMATS,
     OPERATIONS,
     SCALED_FORMATS,
@@ -41,6 +42,22 @@ DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16,
 
 def code_of(array: Array) -> int:
     return ELEMENT_TYPES[array.dtype.name]
+
+
+def cache_code_of(array: Array) -> int:
+    return CACHE_TYPES[array.dtype.name.removesuffix("fn")]
+
+
+def cache_numbers(memory: Array, rows: int, columns: int) -> Array:
+    """A view [blocks, kv_heads, rows, columns] of the numbers of [blocks, kv_heads, bytes], scales left out."""
+    view = memory[..., : rows * columns]
+    view.shape = (*memory.shape[:2], rows, columns)
+    return view
+
+
+def cache_scales(memory: Array, block_size: int) -> Array:
+    """A view [blocks, kv_heads, block_size] of the scales behind the numbers."""
+    return memory[..., -2 * block_size :].view(ml_dtypes.bfloat16)
 
 
 def address(array: Array) -> int:
@@ -235,7 +252,7 @@ class Kernels:
             scale=scale,
             soft_cap=soft_cap,
             type=code_of(query),
-            cache_type=code_of(batch.key_cache),
+            cache_type=cache_code_of(batch.key_cache),
         )
 
     def write_cache(self, config: AttentionConfig, key: Array, value: Array, slots: Array) -> None:
@@ -292,6 +309,8 @@ class NativeArrays:
     """What tests need of this file beside the kernels."""
 
     aligned_bytes = staticmethod(aligned_bytes)
+    cache_numbers = staticmethod(cache_numbers)
+    cache_scales = staticmethod(cache_scales)
     CacheBatch = CacheBatch
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import conftest
 
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES
 from midspan_cpu.native_interface import SamplingConfig
 from midspan_cpu.native_library import NativeLibrary, load_native_library
 
@@ -97,12 +98,22 @@ def check_sampling(library: NativeLibrary) -> None:
         assert ids[3] == columns - 1
 
 
-def check_attention(kernels: conftest.Kernels, dtype: str, key_size: int, value_size: int) -> None:
+def cache_side(blocks: int, rows: int, columns: int, block_size: int, dtype: str) -> Any:
+    """Random keys or values of one kv head, scales behind them where the type has them."""
+    scaled = dtype == "int8"
+    numbers = np.random.default_rng(1).standard_normal((blocks, 1, rows * columns + 2 * block_size * scaled))
+    memory = guarded(numbers.astype(CACHE_TYPES[dtype]))
+    if scaled:
+        conftest.cache_scales(memory, block_size)[:] = 1.0
+    return conftest.cache_numbers(memory, rows, columns)
+
+
+def check_attention(kernels: conftest.Kernels, dtype: str, cache_dtype: str, key_size: int, value_size: int) -> None:
     """The last block of the cache is the one in use, so that a step too far leaves the cache."""
-    kv_heads, heads, blocks, block_size, length = 1, 3, 6, 16, 83
+    heads, blocks, block_size, length = 3, 6, 16, 83
     batch = conftest.CacheBatch(
-        key_cache=random((blocks, kv_heads, key_size, block_size), dtype),
-        value_cache=random((blocks, kv_heads, block_size, value_size), dtype),
+        key_cache=cache_side(blocks, key_size, block_size, block_size, cache_dtype),
+        value_cache=cache_side(blocks, block_size, value_size, block_size, cache_dtype),
         query_starts=guarded(np.array([0, 20], np.int32)),
         context_lengths=guarded(np.array([length], np.int32)),
         block_table=guarded(np.arange(blocks, dtype=np.int32)[None]),
@@ -129,9 +140,10 @@ def main() -> None:
         for check in (check_linear, check_rows):
             print(check.__name__, dtype, flush=True)
             check(kernels, dtype)
-        for key_size, value_size in [(64, 64), (20, 12), (7, 5)]:
-            print("check_attention", dtype, key_size, flush=True)
-            check_attention(kernels, dtype, key_size, value_size)
+        for cache_dtype in {dtype, "int8", "float8_e4m3"}:
+            for key_size, value_size in [(64, 64), (20, 12), (7, 5)]:
+                print("check_attention", dtype, cache_dtype, key_size, flush=True)
+                check_attention(kernels, dtype, cache_dtype, key_size, value_size)
     library.close()
     print("done")
 

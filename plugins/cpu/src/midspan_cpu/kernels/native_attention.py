@@ -12,7 +12,7 @@ from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import integer, number, numbers, optional_integer, optional_number, text
 from midspan_cpu.kernels.native_operation import NativeOperation, Operands
-from midspan_cpu.native_interface import OPERATIONS, Instruction
+from midspan_cpu.native_interface import CACHE_TYPES, OPERATIONS, Instruction
 from midspan_cpu.native_library import ELEMENT_TYPES, AttentionConfig, NativeLibrary
 
 PRIORITY = 20
@@ -32,7 +32,7 @@ def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, .
 def _supports(site: KernelSite) -> Support:
     if site.block_size % BLOCK_MULTIPLE:
         return No(f"takes blocks of a multiple of {BLOCK_MULTIPLE} tokens, not {site.block_size}")
-    if site.cache_dtype not in ELEMENT_TYPES:
+    if site.cache_dtype not in CACHE_TYPES:
         return No(f"reads no cache of {site.cache_dtype}")
     return Yes()
 
@@ -61,7 +61,7 @@ class _Layer:
             scale=number(site, "scale"),
             soft_cap=optional_number(site, "soft_cap") or 0.0,
             type=self._type,
-            cache_type=ELEMENT_TYPES[site.cache_dtype],
+            cache_type=CACHE_TYPES[site.cache_dtype],
         )
 
     def work_on(self, cache: TorchCache) -> None:
