@@ -9,7 +9,7 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
 """Codes of element types."""
@@ -188,6 +188,7 @@ _MATRIX = (_POINTER, _SIZE)
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_linear": (POINTER(WeightConfig), _POINTER),
+    "read": (_POINTER, _SIZE, _POINTER),
     "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "sample": (POINTER(SamplingConfig), *_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "run_plan": (_POINTER, _SIZE, POINTER(Step), _POINTER, POINTER(_SIZE)),
