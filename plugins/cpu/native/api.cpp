@@ -164,6 +164,11 @@ int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, const midspan_cpu_
   return midspan::pack_linear(call.context(), *weight, packed);
 }
 
+int32_t midspan_cpu_read(midspan_cpu_context* context, const void* data, int64_t bytes, float* sum) {
+  Call call(context);
+  return call.kernels().read_memory(call.context(), data, bytes, sum);
+}
+
 int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,
                            int64_t columns, int32_t* ids, uint8_t* failed) {
   Call call(context);

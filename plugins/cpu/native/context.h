@@ -41,6 +41,7 @@ struct Kernels {
                          const int32_t*, int64_t);
   int32_t (*run_attention)(Context&, const midspan_cpu_attention&, const void*, int64_t, const int32_t*, const int32_t*,
                            const int32_t*, int64_t, int64_t, void*, int64_t);
+  int32_t (*read_memory)(Context&, const void*, int64_t, float*);
 };
 
 class ThreadPool;

@@ -111,6 +111,10 @@ const char* midspan_cpu_instruction_set(const midspan_cpu_context* context);
  * caches of some megabytes, before they are first written. Only a hint. */
 void midspan_cpu_advise_huge_pages(void* address, int64_t bytes);
 
+/* Reads [data, data + bytes), whole MiB of it and at least one, on the context's threads, as float32 into *sum: how fast
+ * this machine reads memory is what bounds a step of few rows. */
+int32_t midspan_cpu_read(midspan_cpu_context* context, const void* data, int64_t bytes, float* sum);
+
 /* ---- linear -------------------------------------------------------------------------- */
 
 /* A weight before it is packed. */

@@ -179,6 +179,7 @@ def _compile(
     with asked.plugin_works("the graph was compiled"):
         program = device.compile(graph, weights.source, bounds)
         check_program(program, asked.selected.plugin)
+    weights.release()
     summary = weights.summary()
     if summary:
         report(StartupPhase(name="quantization", detail=summary))

@@ -59,6 +59,10 @@ class ModelWeights:
         self._quantizing = None if scheme is None else QuantizingWeights(self._stored, graph, scheme)
         self.source: WeightSource = self._quantizing or self._stored
 
+    def release(self) -> None:
+        """The device has what it needs: pages of the last weight may leave the process."""
+        self._stored.release()
+
     def summary(self) -> str:
         """In which packed formats matrices were given to the device, and which were unpacked; "" where none is."""
         if self._quantizing is not None:

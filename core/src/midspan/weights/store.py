@@ -6,7 +6,8 @@ given to it as names of formats.
 
 Invariants: a weight stays packed only as matrices whose sources all have the same claimed
 format and can be joined in it; vectors are always dense; a dense weight that is one stored tensor of a
-travelling type is a view of the file.
+travelling type is a view of the file. When a weight is loaded, pages of the one before leave the process: whoever
+kept a view of it reads them again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from midspan.errors import CheckpointError, UnsupportedModel
 from midspan.interface.graph import Weight
 from midspan.interface.weights import DENSE, PackedTensor
 from midspan.weights.array_formats import DYNAMIC
+from midspan.weights.mapped_pages import MappedRange, mapped_range
 from midspan.weights.quantization import FORMATS, check_parts, dequantize, join_packed
 from midspan.weights.stored_tensor import DENSE_DTYPES, Checkpoint, StoredTensor
 
@@ -76,6 +78,7 @@ class CheckpointWeights:
         self._bytes_done = 0
         self._bytes_total = checkpoint.nbytes
         self._given: dict[tuple[str, str], int] = {}
+        self._last_ranges: list[MappedRange] = []
 
     def packed_as(self) -> Mapping[tuple[str, str], int]:
         """(stored format, format given to the device) -> matrices loaded so; stored dense ones are not in it."""
@@ -94,11 +97,24 @@ class CheckpointWeights:
             CheckpointError: a source is missing, or the joined shape is another than the weight's.
             UnsupportedModel: a source has an element type that no weight can have.
         """
+        self.release()
         sources = [self._find(name, weight) for name in weight.sources or (weight.name,)]
         self._check_shape(weight, sources)
         loaded = self._join(weight, sources)
         self._count(weight, sources)
         return loaded
+
+    def release(self) -> None:
+        """Let the system take back the file's pages that the last load read; they may still be read again."""
+        for pages in self._last_ranges:
+            pages.release()
+        self._last_ranges.clear()
+
+    def _content(self, source: StoredTensor) -> PackedTensor:
+        content = source.packed()
+        ranges = map(mapped_range, content.parts.values())
+        self._last_ranges += [pages for pages in ranges if pages is not None]
+        return content
 
     def _find(self, name: str, weight: Weight) -> StoredTensor:
         tensor = self._checkpoint.tensors.get(name)
@@ -155,14 +171,14 @@ class CheckpointWeights:
             return None
         if len(weight.shape) != 2 and stored not in FORMATS:  # only the rows of blocks know nothing of their number
             return None
-        pieces = [source.packed() for source in sources]
+        pieces = [self._content(source) for source in sources]
         for piece in pieces:
             check_parts(piece)
         parts = join_packed(stored, [piece.parts for piece in pieces])
         return None if parts is None else PackedTensor(name=weight.name, shape=weight.shape, format=kind, parts=parts)
 
     def _dense(self, source: StoredTensor) -> NDArray[Any]:
-        content = source.packed()
+        content = self._content(source)
         if source.format != DENSE:
             return dequantize(content, self._dtype)
         data = content.parts["data"]

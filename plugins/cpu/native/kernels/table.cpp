@@ -48,6 +48,7 @@ Function<&Kernels::argmax> argmax;
 Function<&Kernels::sample> sample;
 Function<&Kernels::write_cache> write_cache;
 Function<&Kernels::run_attention> run_attention;
+Function<&Kernels::read_memory> read_memory;
 }  // namespace MIDSPAN_ISA_ELSEWHERE
 
 namespace MIDSPAN_ISA {
@@ -68,6 +69,7 @@ const Kernels kernels = {
     others::sample,
     others::write_cache,
     others::run_attention,
+    others::read_memory,
 };
 
 }  // namespace MIDSPAN_ISA

@@ -191,6 +191,7 @@ _MATRIX = (_POINTER, _SIZE)
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_linear": (POINTER(WeightConfig), _POINTER),
+    "read": (_POINTER, _SIZE, _POINTER),
     "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "sample": (POINTER(SamplingConfig), *_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "run_plan": (_POINTER, _SIZE, POINTER(Step), _POINTER, POINTER(_SIZE)),

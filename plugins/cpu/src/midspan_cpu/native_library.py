@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, addressof, byref, c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -108,6 +108,12 @@ class NativeLibrary:
     def advise_huge_pages(self, address: int, size: int) -> None:
         """Ask for huge pages under ``size`` bytes, before they are first written."""
         self._library.midspan_cpu_advise_huge_pages(address, size)
+
+    def read(self, address: int, size: int) -> float:
+        """Read ``size`` bytes, at least 1 MiB, and return their sum as float32 numbers."""
+        found = c_float()
+        self._check(self._library.midspan_cpu_read(self._context, address, size, addressof(found)))
+        return found.value
 
     def dense_format(self, weight_type: int, input_type: int) -> int:
         """The dense format in which a weight of a type is multiplied fastest with inputs of a type."""
