@@ -17,6 +17,9 @@ struct Context;
 /// One piece of parallel work. `slot` is below Context::threads and held by one thread at a time.
 using Task = void (*)(int64_t task, int32_t slot, void* argument);
 
+/// A linear layer on rows: configuration, x and its stride, rows, y and its stride.
+using LinearKernel = int32_t (*)(Context&, const midspan_cpu_linear&, const void*, int64_t, int64_t, void*, int64_t);
+
 /// The kernels of one instruction set. What they compute stands at the operations in midspan_cpu.h.
 struct Kernels {
   const char* name;
@@ -36,6 +39,12 @@ struct Kernels {
                          const int32_t*, int64_t);
   int32_t (*run_attention)(Context&, const midspan_cpu_attention&, const void*, int64_t, const int32_t*, const int32_t*,
                            const int32_t*, int64_t, int64_t, void*, int64_t);
+  int32_t (*run_route)(Context&, const midspan_cpu_route&, const void*, int64_t, int64_t, int32_t*, int64_t, float*,
+                       int64_t);
+  int32_t (*run_experts)(Context&, const midspan_cpu_experts&, const void*, int64_t, const int32_t*, int64_t,
+                         const float*, int64_t, int64_t, void*, int64_t);
+  int32_t (*scale_rows)(Context&, int32_t, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t, void*,
+                        int64_t);
 };
 
 class ThreadPool;
@@ -51,6 +60,7 @@ struct Context {
   void* scratch[SCRATCH_KINDS];
   int64_t scratch_bytes[SCRATCH_KINDS];
   int32_t busy;
+  Context* alone;  // see contexts_of_one_thread
 };
 
 /// Runs all tasks and returns when they are done. Threads take `chunk` consecutive tasks at a time, in
@@ -59,6 +69,13 @@ void run_tasks(Context& context, int64_t tasks, int64_t chunk, Task task, void* 
 
 /// Memory for one use, aligned to 64 bytes, valid until the next call for the same use; NULL if there is none.
 void* scratch_memory(Context& context, Scratch use, int64_t bytes);
+
+/// A context of one thread for each slot, with scratch memory of its own, for kernels that call other kernels from
+/// their tasks; NULL if there is no memory.
+Context* contexts_of_one_thread(Context& context);
+
+/// The kernel for a weight format; NULL where there is none.
+LinearKernel linear_kernel(const Kernels& kernels, int32_t format);
 
 /// See midspan_cpu_packed_linear_bytes and midspan_cpu_pack_linear.
 int64_t packed_linear_bytes(int32_t format, int64_t n, int64_t k);

@@ -21,8 +21,7 @@ int32_t run_instruction(Context& context, const Kernels& kernels, const midspan_
   switch (at.op) {
     case MIDSPAN_CPU_OP_LINEAR: {
       const auto& linear = *static_cast<const midspan_cpu_linear*>(at.config);
-      const auto run = linear.format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
-      return run(context, linear, at.x.data, at.x.stride, rows, at.y.data, at.y.stride);
+      return linear_kernel(kernels, linear.format)(context, linear, at.x.data, at.x.stride, rows, at.y.data, at.y.stride);
     }
     case MIDSPAN_CPU_OP_RMS_NORM:
     case MIDSPAN_CPU_OP_ADD_RMS_NORM: {
@@ -50,12 +49,27 @@ int32_t run_instruction(Context& context, const Kernels& kernels, const midspan_
     case MIDSPAN_CPU_OP_ATTENTION:
       return kernels.run_attention(context, *attention, at.x.data, at.x.stride, integers(0), integers(1), integers(2),
                                    step.strides[at.integers[2]], step.requests, at.y.data, at.y.stride);
+    case MIDSPAN_CPU_OP_ROUTE:
+      return kernels.run_route(context, *static_cast<const midspan_cpu_route*>(at.config), at.x.data, at.x.stride, rows,
+                               static_cast<int32_t*>(at.y.data), at.y.stride, static_cast<float*>(at.y2.data),
+                               at.y2.stride);
+    case MIDSPAN_CPU_OP_EXPERTS:
+      return kernels.run_experts(context, *static_cast<const midspan_cpu_experts*>(at.config), at.x.data, at.x.stride,
+                                 static_cast<const int32_t*>(at.x2.data), at.x2.stride,
+                                 static_cast<const float*>(at.y2.data), at.y2.stride, rows, at.y.data, at.y.stride);
+    case MIDSPAN_CPU_OP_SCALE_ROWS:
+      return kernels.scale_rows(context, at.type, at.code, at.x.data, at.x.stride, at.x2.data, at.x2.stride, rows,
+                                at.columns, at.y.data, at.y.stride);
     default:
       return MIDSPAN_CPU_UNSUPPORTED;
   }
 }
 
 }  // namespace
+
+LinearKernel linear_kernel(const Kernels& kernels, int32_t format) {
+  return format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
+}
 
 int32_t run_plan(Context& context, const Kernels& kernels, const midspan_cpu_instruction* instructions, int64_t count,
                  const midspan_cpu_step& step, int64_t* nanoseconds, int64_t* failed) {

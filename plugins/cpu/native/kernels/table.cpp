@@ -30,6 +30,9 @@ Function<&Kernels::argmax> argmax;
 Function<&Kernels::sample> sample;
 Function<&Kernels::write_cache> write_cache;
 Function<&Kernels::run_attention> run_attention;
+Function<&Kernels::run_route> run_route;
+Function<&Kernels::run_experts> run_experts;
+Function<&Kernels::scale_rows> scale_rows;
 }  // namespace MIDSPAN_ISA_ELSEWHERE
 
 namespace MIDSPAN_ISA {
@@ -39,7 +42,7 @@ namespace others = MIDSPAN_ISA_ELSEWHERE;
 const Kernels kernels = {
     MIDSPAN_TEXT(MIDSPAN_ISA), others::run_linear, run_quantized_linear, others::add_rms_norm, others::gated,
     others::run_rotary,        others::embedding,  others::argmax,       others::sample,       others::write_cache,
-    others::run_attention,
+    others::run_attention,     others::run_route,  others::run_experts,  others::scale_rows,
 };
 
 }  // namespace MIDSPAN_ISA
