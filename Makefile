@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 ARGS ?=
 MODEL ?=
 
-NATIVE := $(wildcard plugins/cpu/native/*) plugins/cpu/CMakeLists.txt
+NATIVE := $(wildcard plugins/cpu/native/* plugins/cpu/native/kernels/*) plugins/cpu/CMakeLists.txt
 MANIFESTS := core/pyproject.toml plugins/cpu/pyproject.toml plugins/simulated/pyproject.toml api/pyproject.toml cli/pyproject.toml constraints.txt
 OUTSIDE := examples compatibility
 SOURCES := core/src plugins/cpu/src plugins/simulated/src api/src cli/src

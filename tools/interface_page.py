@@ -59,7 +59,18 @@ SECTIONS = (
     Section(
         title="The cache",
         module=f"{CONTRACT}.cache",
-        names={f"{CONTRACT}.cache": ("Cache", "CacheLayout", "CacheGroup", "block_bytes", "PADDING_BLOCK")},
+        names={
+            f"{CONTRACT}.cache": (
+                "Cache",
+                "CacheLayout",
+                "CacheGroup",
+                "block_bytes",
+                "packed_block_bytes",
+                "PADDING_BLOCK",
+                "CACHE_ELEMENT_BYTES",
+                "CACHE_SCALE_BYTES",
+            )
+        },
     ),
     Section(
         title="Several devices in one model",

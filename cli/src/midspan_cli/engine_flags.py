@@ -49,6 +49,14 @@ class EngineFlags:
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL)] = (
         EngineSettings.dtype
     )
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Quantize linear weights while loading: int8 (weights and inputs), w8a16, int4 or fp8.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None
     max_model_len: Annotated[
         int | None,
         typer.Option(
@@ -90,9 +98,12 @@ class EngineFlags:
     block_size: Annotated[
         int | None, typer.Option(help="Tokens per cache block. Default: the device's.", rich_help_panel=CACHE)
     ] = None
-    kv_cache_dtype: Annotated[str, typer.Option(help="Element type of the KV cache.", rich_help_panel=CACHE)] = (
-        EngineSettings.kv_cache_dtype
-    )
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(
+            help="Element type of the KV cache: auto, float32, bfloat16, float16, fp8 or int8.", rich_help_panel=CACHE
+        ),
+    ] = EngineSettings.kv_cache_dtype
     memory_utilization: Annotated[
         float | None,
         typer.Option(
@@ -177,6 +188,7 @@ class EngineFlags:
             device=device,
             device_options=pairs("--device-option", self._meant_for(device, "--device-option", self.device_option)),
             dtype=self.dtype,
+            quantization=self.quantization,
             kv_cache_dtype=self.kv_cache_dtype,
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,

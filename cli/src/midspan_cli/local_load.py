@@ -78,6 +78,7 @@ class LocalLoad:
             "device": info.device,
             "dtype": info.dtype,
             "load_format": self.settings.load_format,
+            "quantization": info.quantization,
             "time": MODELLED if self._is_modelled() else MEASURED,
             "computed_seconds": driven.computed_seconds,
             **summarize(

@@ -68,7 +68,11 @@ class EngineSettings:
         device_options: options of the plugin's own.
         dtype: ``auto`` (the checkpoint's type where the device claims it, otherwise the device's preferred
             one), ``float32``, ``bfloat16``, ``float16``.
-        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types.
+        quantization: how linear weights of a 16- or 32-bit model are quantized while they are loaded: ``int8`` (weights
+            and inputs of products), ``w8a16`` (8-bit weights), ``int4``, ``fp8``; or the method by which the model was
+            quantized when it was published, which changes nothing; None: as published.
+        kv_cache_dtype: ``auto`` (as dtype) or one of the device's cache types, such as ``int8``; ``fp8`` and
+            ``fp8_e4m3`` stand for ``float8_e4m3``.
         max_model_len: tokens of one request; None: the model's limit, cut to what fits the cache.
         max_num_seqs: requests in one step; None: 256, or as many as the device takes.
         max_num_batched_tokens: tokens in one step; None: 2048, or as many as the device takes.
@@ -93,6 +97,7 @@ class EngineSettings:
     device: str = "auto"
     device_options: Mapping[str, str] = field(default_factory=dict)
     dtype: str = "auto"
+    quantization: str | None = None
     kv_cache_dtype: str = "auto"
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -166,6 +171,7 @@ OPTIONAL_FIELDS = frozenset(
     (
         "tokenizer",
         "revision",
+        "quantization",
         "max_model_len",
         "max_num_seqs",
         "max_num_batched_tokens",
@@ -178,7 +184,7 @@ OPTIONAL_FIELDS = frozenset(
 )
 FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "tokenizer", "revision", "load_format", "device", "dtype"), (str,)),
-    **dict.fromkeys(("kv_cache_dtype", "scheduling_policy"), (str,)),
+    **dict.fromkeys(("quantization", "kv_cache_dtype", "scheduling_policy"), (str,)),
     **dict.fromkeys(("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"), (int,)),
     **dict.fromkeys(("kv_cache_memory_bytes", "seed", "max_queued_requests"), (int,)),
     **dict.fromkeys(("enable_prefix_caching", "strict"), (bool,)),

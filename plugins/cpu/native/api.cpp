@@ -5,54 +5,16 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 
 #include "context.h"
+#include "instruction_sets.h"
 #include "plan.h"
 #include "thread_pool.h"
 
 namespace midspan {
 
 namespace {
-
-bool runnable(const Kernels& kernels) {
-#if defined(MIDSPAN_CPU_X86)
-  __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (&kernels == &avx512vnni::kernels) return has_avx512 && __builtin_cpu_supports("avx512vnni");
-  if (&kernels == &avx512::kernels) return has_avx512;
-  if (&kernels == &avx2::kernels) return has_avx2;
-#endif
-  return &kernels == &portable::kernels;
-}
-
-const Kernels* const kBestFirst[] = {
-#if defined(MIDSPAN_CPU_X86)
-    &avx512vnni::kernels, &avx512::kernels, &avx2::kernels,
-#endif
-    &portable::kernels};
-
-const Kernels* choose(const char* name) {
-  for (const Kernels* kernels : kBestFirst) {
-    if ((name == nullptr || std::strcmp(name, kernels->name) == 0) && runnable(*kernels)) return kernels;
-  }
-  return nullptr;
-}
-
-struct ListOfNames {
-  char text[64] = "";
-  ListOfNames() {
-    for (const Kernels* kernels : kBestFirst) {
-      if (!runnable(*kernels)) continue;
-      if (text[0] != '\0') std::strcat(text, " ");
-      std::strcat(text, kernels->name);
-    }
-  }
-};
 
 void free_scratch(Context& context) {
   for (void* memory : context.scratch) std::free(memory);
@@ -154,14 +116,11 @@ const char* midspan_cpu_error_text(int32_t result) {
   }
 }
 
-const char* midspan_cpu_instruction_sets(void) {
-  static const midspan::ListOfNames names;
-  return names.text;
-}
+const char* midspan_cpu_instruction_sets(void) { return midspan::runnable_sets(); }
 
 midspan_cpu_context* midspan_cpu_create(const char* instruction_set, int32_t threads,
                                         midspan_cpu_parallel_for parallel_for, int32_t spin_microseconds) {
-  const Kernels* kernels = midspan::choose(instruction_set);
+  const Kernels* kernels = midspan::choose_kernels(instruction_set);
   if (kernels == nullptr || threads < 1 || threads > 1024) return nullptr;
   Context* context = new (std::nothrow) Context{};
   if (context == nullptr) return nullptr;
@@ -203,14 +162,19 @@ void midspan_cpu_advise_huge_pages(void* address, int64_t bytes) {
 #endif
 }
 
-int64_t midspan_cpu_packed_linear_bytes(int32_t format, int64_t n, int64_t k) {
-  return midspan::packed_linear_bytes(format, n, k);
+int32_t midspan_cpu_dense_format(const midspan_cpu_context* handle, int32_t weight_type, int32_t input_type) {
+  const Kernels& kernels = *reinterpret_cast<const Context*>(handle)->kernels;
+  const bool pairs = weight_type == MIDSPAN_CPU_BFLOAT16 && input_type == MIDSPAN_CPU_BFLOAT16;
+  return pairs && kernels.run_pair_linear != nullptr ? MIDSPAN_CPU_DENSE_PAIRS : weight_type;
 }
 
-int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, const void* source,
-                                int64_t source_row_bytes, int64_t n, int64_t k, void* packed) {
+int64_t midspan_cpu_packed_linear_bytes(const midspan_cpu_weight* weight) {
+  return midspan::packed_linear_bytes(*weight);
+}
+
+int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, const midspan_cpu_weight* weight, void* packed) {
   Call call(context);
-  return midspan::pack_linear(call.context(), format, source, source_row_bytes, n, k, packed);
+  return midspan::pack_linear(call.context(), *weight, packed);
 }
 
 int32_t midspan_cpu_argmax(midspan_cpu_context* context, const float* logits, int64_t logits_stride, int64_t rows,

@@ -23,8 +23,10 @@ using LinearKernel = int32_t (*)(Context&, const midspan_cpu_linear&, const void
 /// The kernels of one instruction set. What they compute stands at the operations in midspan_cpu.h.
 struct Kernels {
   const char* name;
-  int32_t (*run_linear)(Context&, const midspan_cpu_linear&, const void*, int64_t, int64_t, void*, int64_t);
-  int32_t (*run_quantized_linear)(Context&, const midspan_cpu_linear&, const void*, int64_t, int64_t, void*, int64_t);
+  LinearKernel run_linear;
+  LinearKernel run_pair_linear;  // NULL where there are no instructions for pairs
+  LinearKernel run_quantized_linear;
+  LinearKernel run_byte_linear;
   int32_t (*add_rms_norm)(Context&, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t, const float*,
                           int64_t, float, float, void*, int64_t, void*, int64_t);
   int32_t (*gated)(Context&, int32_t, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t, void*,
@@ -74,13 +76,12 @@ void* scratch_memory(Context& context, Scratch use, int64_t bytes);
 /// their tasks; NULL if there is no memory.
 Context* contexts_of_one_thread(Context& context);
 
+/// See midspan_cpu_packed_linear_bytes and midspan_cpu_pack_linear.
+int64_t packed_linear_bytes(const midspan_cpu_weight& weight);
+int32_t pack_linear(Context& context, const midspan_cpu_weight& weight, void* packed);
+
 /// The kernel for a weight format; NULL where there is none.
 LinearKernel linear_kernel(const Kernels& kernels, int32_t format);
-
-/// See midspan_cpu_packed_linear_bytes and midspan_cpu_pack_linear.
-int64_t packed_linear_bytes(int32_t format, int64_t n, int64_t k);
-int32_t pack_linear(Context& context, int32_t format, const void* source, int64_t source_row_bytes, int64_t n,
-                    int64_t k, void* packed);
 
 namespace portable {
 extern const Kernels kernels;
@@ -92,6 +93,15 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512vnni {
+extern const Kernels kernels;
+}
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
+namespace amx {
+extern const Kernels kernels;
+}
+namespace amx_emulated {
 extern const Kernels kernels;
 }
 

@@ -28,7 +28,7 @@
 extern "C" {
 #endif
 
-#define MIDSPAN_CPU_ABI_VERSION 4
+#define MIDSPAN_CPU_ABI_VERSION 5
 
 /* Results. */
 enum {
@@ -42,14 +42,25 @@ enum {
 enum { MIDSPAN_CPU_FLOAT32 = 0, MIDSPAN_CPU_BFLOAT16 = 1, MIDSPAN_CPU_FLOAT16 = 2 };
 
 /* Weight formats; the first three equal the element types. GGUF formats are as published by
- * the GGUF specification: blocks of 32 columns. */
+ * the GGUF specification: blocks of 32 columns. The last ones are rows of small numbers with scales beside them. */
 enum {
   MIDSPAN_CPU_DENSE_FLOAT32 = 0,
   MIDSPAN_CPU_DENSE_BFLOAT16 = 1,
   MIDSPAN_CPU_DENSE_FLOAT16 = 2,
-  MIDSPAN_CPU_GGUF_Q4_0 = 16, /* 18 bytes: fp16 d, 16 bytes of nibbles; w = d * (q - 8) */
-  MIDSPAN_CPU_GGUF_Q4_1 = 17, /* 20 bytes: fp16 d, fp16 m, 16 bytes of nibbles; w = d * q + m */
-  MIDSPAN_CPU_GGUF_Q8_0 = 18  /* 34 bytes: fp16 d, 32 int8; w = d * q */
+  MIDSPAN_CPU_DENSE_PAIRS = 3, /* bfloat16 weights, for bfloat16 inputs alone, see midspan_cpu_dense_format */
+  MIDSPAN_CPU_GGUF_Q4_0 = 16,  /* 18 bytes: fp16 d, 16 bytes of nibbles; w = d * (q - 8) */
+  MIDSPAN_CPU_GGUF_Q4_1 = 17,  /* 20 bytes: fp16 d, fp16 m, 16 bytes of nibbles; w = d * q + m */
+  MIDSPAN_CPU_GGUF_Q8_0 = 18,  /* 34 bytes: fp16 d, 32 int8; w = d * q */
+  MIDSPAN_CPU_GGUF_Q5_0 = 19,  /* 22 bytes: as Q4_0 with fifth bits and 16 subtracted; packed to 8 bits */
+  MIDSPAN_CPU_GGUF_Q5_1 = 20,  /* 24 bytes: as Q4_1 with fifth bits; packed to 8 bits */
+  MIDSPAN_CPU_GGUF_Q4_K = 21,  /* blocks of 256, 144 bytes: six-bit scales and minimums for each 32 columns */
+  MIDSPAN_CPU_GGUF_Q5_K = 22,  /* the same with fifth bits, 176 bytes; packed to 8 bits */
+  MIDSPAN_CPU_GGUF_Q6_K = 23,  /* blocks of 256, 210 bytes: 8-bit scales for each 16 columns; packed to 8 bits */
+  MIDSPAN_CPU_INT8_CHANNEL = 32, /* int8 q, a scale for each output; w = scale * q */
+  MIDSPAN_CPU_FP8_CHANNEL = 33,  /* float8 e4m3fn q, a scale for each output; w = scale * q */
+  MIDSPAN_CPU_INT8_DYNAMIC = 34, /* as INT8_CHANNEL; inputs become integers in [-127, 127] too, with one scale a row */
+  MIDSPAN_CPU_INT4_GROUP = 35    /* nibbles q, column 2i in the low half of byte i; w = scale * (q - zero) with a scale
+                                    and a zero for each `group` columns, a multiple of 32 */
 };
 
 /* Gate functions. */
@@ -96,14 +107,29 @@ void midspan_cpu_advise_huge_pages(void* address, int64_t bytes);
 
 /* ---- linear -------------------------------------------------------------------------- */
 
-/* Bytes of an [n, k] weight once packed; 0 when the format or k is not supported (GGUF: k % 32 == 0). */
-int64_t midspan_cpu_packed_linear_bytes(int32_t format, int64_t n, int64_t k);
+/* A weight before it is packed. */
+typedef struct {
+  const void* rows;    /* n rows in `format`, row_bytes apart (GGUF: the file's own bytes; DENSE_PAIRS: bfloat16) */
+  int64_t row_bytes;
+  const float* scales;  /* [n], or [n, k / group], for formats that have them; else not read */
+  const uint8_t* zeros; /* [n, k / group], for INT4_GROUP; else not read */
+  int64_t n;           /* outputs */
+  int64_t k;           /* inputs */
+  int32_t format;
+  int32_t group; /* for INT4_GROUP: columns of a scale */
+} midspan_cpu_weight;
+
+/* The dense format in which a weight of an element type is multiplied fastest with inputs of an element type: the
+ * weight's own, or DENSE_PAIRS where this instruction set has products of pairs. */
+int32_t midspan_cpu_dense_format(const midspan_cpu_context* context, int32_t weight_type, int32_t input_type);
+
+/* Bytes of a weight once packed; 0 when the format or k is not supported (GGUF: k must be a
+ * multiple of the block). Addresses are not read. */
+int64_t midspan_cpu_packed_linear_bytes(const midspan_cpu_weight* weight);
 
 /* Packs a weight for MIDSPAN_CPU_OP_LINEAR. Packed bytes are the same for all instruction sets.
- *   source: rows of the weight in `format`, source_row_bytes apart (GGUF: the file's own bytes).
  *   packed: midspan_cpu_packed_linear_bytes bytes, aligned to 64. */
-int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, int32_t format, const void* source,
-                                int64_t source_row_bytes, int64_t n, int64_t k, void* packed);
+int32_t midspan_cpu_pack_linear(midspan_cpu_context* context, const midspan_cpu_weight* weight, void* packed);
 
 /* What stays the same between calls of one linear. */
 typedef struct {
@@ -116,6 +142,8 @@ typedef struct {
   int32_t output_type; /* element type of y: input_type or FLOAT32 */
   float scale;         /* y = soft_cap((x . w + bias) * scale) */
   float soft_cap;      /* c * tanh(y / c); 0 for none */
+  int32_t group;       /* for INT4_GROUP: columns of a scale */
+  const int32_t* order; /* for INT4_GROUP: column j of the weight belongs to input order[j], below k; or NULL */
 } midspan_cpu_linear;
 
 /* ---- row operations ------------------------------------------------------------------ */
@@ -209,6 +237,7 @@ typedef struct {
   const float* bias;   /* of the first expert, or NULL */
   int64_t bias_stride; /* from expert to expert */
   int32_t format;
+  int32_t group; /* for INT4_GROUP: columns of a scale */
 } midspan_cpu_matrices;
 
 /* What stays the same between calls of one layer of experts:
@@ -233,8 +262,10 @@ typedef struct {
 
 /* What an instruction runs. Matrices have `rows` rows; integers[i] is the number of a step's array. */
 enum {
-  /* config: midspan_cpu_linear. y[rows, n] = x[rows, k] @ weight^T. GGUF formats: x is rounded to 16-bit integers
-   * with one scale for each 32 columns (relative error 2^-16 of the largest of the 32), the products are exact. */
+  /* config: midspan_cpu_linear. y[rows, n] = x[rows, k] @ weight^T. GGUF and INT4_GROUP: x is rounded to 16-bit integers
+   * with one scale for each 32 columns (relative error 2^-16 of the largest of the 32), the products are exact.
+   * INT8_DYNAMIC: x is rounded to x / s, s = largest magnitude of its row / 127, and y = (q_x . q) * s * scale.
+   * DENSE_PAIRS: subnormal numbers count as zero. */
   MIDSPAN_CPU_OP_LINEAR = 0,
   /* config: float weight[config_columns], real: epsilon. y = x / sqrt(mean(x^2) + epsilon) * (weight + offset) over
    * each run of config_columns columns; columns % config_columns == 0. y may be x. */

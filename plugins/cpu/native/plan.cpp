@@ -21,7 +21,9 @@ int32_t run_instruction(Context& context, const Kernels& kernels, const midspan_
   switch (at.op) {
     case MIDSPAN_CPU_OP_LINEAR: {
       const auto& linear = *static_cast<const midspan_cpu_linear*>(at.config);
-      return linear_kernel(kernels, linear.format)(context, linear, at.x.data, at.x.stride, rows, at.y.data, at.y.stride);
+      const LinearKernel run = linear_kernel(kernels, linear.format);
+      if (run == nullptr) return MIDSPAN_CPU_UNSUPPORTED;
+      return run(context, linear, at.x.data, at.x.stride, rows, at.y.data, at.y.stride);
     }
     case MIDSPAN_CPU_OP_RMS_NORM:
     case MIDSPAN_CPU_OP_ADD_RMS_NORM: {
@@ -68,7 +70,20 @@ int32_t run_instruction(Context& context, const Kernels& kernels, const midspan_
 }  // namespace
 
 LinearKernel linear_kernel(const Kernels& kernels, int32_t format) {
-  return format <= MIDSPAN_CPU_DENSE_FLOAT16 ? kernels.run_linear : kernels.run_quantized_linear;
+  switch (format) {
+    case MIDSPAN_CPU_DENSE_FLOAT32:
+    case MIDSPAN_CPU_DENSE_BFLOAT16:
+    case MIDSPAN_CPU_DENSE_FLOAT16:
+    case MIDSPAN_CPU_INT8_CHANNEL:
+    case MIDSPAN_CPU_FP8_CHANNEL:
+      return kernels.run_linear;
+    case MIDSPAN_CPU_DENSE_PAIRS:
+      return kernels.run_pair_linear;
+    case MIDSPAN_CPU_INT8_DYNAMIC:
+      return kernels.run_byte_linear;
+    default:
+      return kernels.run_quantized_linear;
+  }
 }
 
 int32_t run_plan(Context& context, const Kernels& kernels, const midspan_cpu_instruction* instructions, int64_t count,

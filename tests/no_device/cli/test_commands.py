@@ -130,3 +130,17 @@ def test_flags_of_serve_have_the_names_that_people_know(midspan: Any) -> None:
         --max-queued-requests
     """
     assert [flag for flag in flags.split() if flag not in text] == []
+
+
+def test_quantization_is_a_flag_of_every_command_that_loads_a_model(midspan: Any, tiny_model: Path) -> None:
+    done = midspan("run", str(tiny_model), "the quick", "--quantization", "w8a16", *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert "8 linear weights became int8.channel (w8a16)" in done.stderr
+    load = ("--num-prompts", "2", "--input-len", "4", "--output-len", "2")
+    done = midspan("bench", str(tiny_model), "--quantization", "int8", *load, *SMALL)
+    assert "weights: 8 linear weights became int8.dynamic" in done.stdout
+    done = midspan("run", str(tiny_model), "the quick", "--quantization", "int3", *SMALL)
+    assert done.returncode != 0
+    assert "Take int8, w8a16, int4, fp8" in done.stderr
+    for command in ("serve", "chat"):
+        assert "--quantization" in midspan(command, "--help").stdout

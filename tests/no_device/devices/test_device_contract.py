@@ -102,7 +102,7 @@ def test_a_device_that_breaks_the_interface_is_refused_by_name(change: Change, t
 
 
 def test_a_cache_type_that_nobody_knows_is_a_devices_own_affair() -> None:
-    device = ReferenceDevice(INFO, capabilities=Capabilities(cache_dtypes=("float8_e4m3",), block_sizes=(24, 7)))
+    device = ReferenceDevice(INFO, capabilities=Capabilities(cache_dtypes=("float8_own",), block_sizes=(24, 7)))
     check_device(device, plugin_of(device), found=INFO)
 
 

@@ -13,7 +13,7 @@ from midspan.engine.cache_planning import (
     plan_cache,
 )
 from midspan.errors import CacheTooSmall
-from midspan.interface import CacheGroup, MemoryReport, block_bytes
+from midspan.interface import CacheGroup, CacheLayout, MemoryReport, block_bytes, packed_block_bytes
 from midspan.settings import EngineSettings
 
 GIB = 2**30
@@ -119,3 +119,15 @@ def test_the_budget_is_what_was_asked_for_or_a_modest_share() -> None:
     assert cache_budget(EngineSettings(), memory, shares_host_memory=True) == SHARED_LIMIT_BYTES
     assert cache_budget(EngineSettings(), small, shares_host_memory=True) == GIB
     assert cache_budget(EngineSettings(), memory, shares_host_memory=False) == int(36 * GIB)
+
+
+def test_blocks_of_8_bits_count_their_scales() -> None:
+    group = CacheGroup(name="full", layers=3, kv_heads=2, key_size=64, value_size=32)
+
+    def size(dtype: str) -> int:
+        return packed_block_bytes(CacheLayout(groups=(group,), block_size=16, dtype=dtype))[0]
+
+    numbers = 3 * 2 * (64 + 32) * 16
+    assert size("float32") == 4 * numbers
+    assert size("float8_e4m3") == numbers
+    assert size("int8") == numbers + 3 * 2 * 2 * 16 * 2

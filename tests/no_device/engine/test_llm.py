@@ -246,6 +246,17 @@ def test_the_activation_type_is_the_published_one_unless_asked_otherwise(
     assert len(llm.generate("the", SamplingParams(max_tokens=3, ignore_eos=True))[0].outputs[0].token_ids) == 3
 
 
+@pytest.mark.parametrize(("asked", "taken"), [("fp8", "float8_e4m3"), ("fp8_e4m3", "float8_e4m3"), ("int8", "int8")])
+def test_a_cache_of_8_bits_serves_under_each_of_its_names(make_llm: MakeLLM, asked: str, taken: str) -> None:
+    params = SamplingParams(max_tokens=12, temperature=0, ignore_eos=True)
+    llm = make_llm(kv_cache_dtype=asked, enable_prefix_caching=False)
+    assert llm.model.cache_dtype == taken
+    alone = llm.generate([[5, 6, 7]], params)[0].outputs[0].token_ids
+    together = llm.generate([[9] * 30, [5, 6, 7], [4]], params)
+    assert together[1].outputs[0].token_ids == alone
+    assert len(alone) == 12
+
+
 def test_a_model_with_a_sliding_window_runs_in_bounded_blocks(write_model: Any, make_llm: MakeLLM) -> None:
     folder = write_model(architectures=["MistralForCausalLM"], sliding_window=16)
     llm = make_llm(model=folder, max_num_batched_tokens=16, max_num_seqs=2)

@@ -171,7 +171,7 @@ def test_prompt_scores_keep_within_the_rows_that_a_step_samples(make_odd: Make, 
         ({"max_requests": 8}, {"max_num_seqs": 9}, "max_num_seqs is 9.* takes 8 at most"),
         ({"max_context": 64}, {"max_model_len": 65}, "max_model_len is 65.* takes 64 at most"),
         ({"block_sizes": (7, 24)}, {"block_size": 16}, "block_size=16.* 7, 24"),
-        ({"cache_dtypes": ("float8_e4m3",)}, {"kv_cache_dtype": "float32"}, "kv_cache_dtype=float32.* float8_e4m3"),
+        ({"cache_dtypes": ("float8_own",)}, {"kv_cache_dtype": "float32"}, "kv_cache_dtype=float32.* float8_own"),
     ],
 )
 def test_what_was_asked_for_and_the_device_does_not_take_is_an_error(
@@ -195,7 +195,7 @@ def float8(make_odd: Make) -> Make:
     """As ``make_odd``, with a cache of float8."""
 
     def make(**settings: Any) -> tuple[LLM, OddDevice, list[StartupPhase]]:
-        claims = Capabilities(cache_dtypes=("float8_e4m3",), block_sizes=(7,))
+        claims = Capabilities(cache_dtypes=("float8_own",), block_sizes=(7,))
         return make_odd(claims, kind=Float8Device, make_cache=Float8Cache, **settings)
 
     return make
@@ -205,7 +205,7 @@ def test_a_cache_type_that_the_core_does_not_know_is_planned_by_the_devices_own_
     llm, _, _ = float8(kv_cache_memory_bytes=200_000)
     # 2 layers, 2 heads, keys and values of 8: 64 bytes a token, and 64 for each block of 7.
     block = 64 * 8
-    assert llm.model.cache_dtype == "float8_e4m3"
+    assert llm.model.cache_dtype == "float8_own"
     assert llm.model.cache_bytes == 200_000 // block * block
     llm.close()
 

@@ -154,6 +154,8 @@ def _text(result: dict[str, Any]) -> str:
     place = result.get("url") or f"{result['device']} as {result['dtype']}"
     weights = ", with random numbers for weights" if result.get("load_format") == "dummy" else ""
     lines = [f"{result['model']} on {place}{weights}"]
+    if result.get("quantization"):
+        lines.append(f"weights: {result['quantization']}")
     if result["time"] == "modelled":
         lines.append(f"modelled time of {result['device']}, computed in {result['computed_seconds']:.1f} s")
     if "search" in result:

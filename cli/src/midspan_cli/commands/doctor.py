@@ -206,6 +206,8 @@ def _not_judged(settings: EngineSettings, loaded: LoadedModel) -> str | None:
     """Why the device's tokens are not held against the reference's; None where they are."""
     if not settings.reads_weights:
         return "its weights are random"
+    if settings.quantization is not None:
+        return "its weights were quantized here, and the reference has those of the files"
     size = 4 * sum(math.prod(weight.shape) for weight in loaded.graph.weights.values())
     if size > LARGEST_JUDGED_BYTES:
         return f"too large for the reference; midspan doctor --device {loaded.info.device} tests the device"

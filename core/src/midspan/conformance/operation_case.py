@@ -26,6 +26,7 @@ from midspan.interface.weights import DENSE, PackedTensor
 from midspan.runtimes.reference.cache import ReferenceCache
 from midspan.runtimes.reference.element_types import element_type
 from midspan.runtimes.reference.operations import REFERENCE
+from midspan.runtimes.reference.packed_weights import READABLE, weight_operand
 
 CaseInput = Union[NDArray[Any], SamplingBatch]
 
@@ -79,7 +80,7 @@ class OperationCase:
         weights: role -> float32 array.
         attributes: those that are not the default.
         cache: for attention.
-        packed: role -> the weight as it is loaded, where that is not dense; what it means stands
+        packed: role -> the weight as it is loaded, where that is not dense; its numbers stand
             in ``weights``.
     """
 
@@ -165,6 +166,10 @@ class OperationCase:
         """
         keywords: dict[str, Any] = {**self.all_attributes()}
         keywords.update({role: array.astype(element_type(dtype)) for role, array in self.weights.items()})
+        # Some formats mean more than their numbers.
+        for role, tensor in self.packed.items():
+            if tensor.format in READABLE:
+                keywords[role] = weight_operand(tensor, dtype, self.op)
         inputs: list[Any] = list(self.typed_inputs(dtype))
         cache = None
         if self.cache is not None:

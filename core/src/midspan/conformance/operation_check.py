@@ -37,7 +37,7 @@ def disagreement(
     expected, expected_cache = case.expected(dtype, cache_dtype)
     if len(outputs) != len(expected):
         return f"{len(outputs)} outputs instead of {len(expected)}"
-    allowed = _sample_margins(expected) if case.op == "sample" else margins(case, dtype)
+    allowed = _sample_margins(expected) if case.op == "sample" else margins(case, dtype, cache_dtype)
     for place, (found, wanted, margin) in enumerate(zip(outputs, expected, allowed, strict=True)):
         problem = _beyond(found, wanted, margin)
         if problem:

@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midspan.conformance.operation_case import OperationCase
-from midspan.weights.quantization import FORMATS
+from midspan.conformance.packed_cases import columns_together
+from midspan.runtimes.reference.packed_weights import rounded_rows
+from midspan.weights.array_formats import DYNAMIC
 
 Float64 = NDArray[np.float64]
 
@@ -37,27 +39,35 @@ what surrounds them in an activation function: the libraries state at most 4."""
 LARGEST_INTEGER = 32767.0
 """Of 16 bits; rounding to such integers is off by half a step."""
 
+CACHE_GROWTH: Mapping[str, float] = {"float8_e4m3": 2.0**-4, "int8": 2.0**-4}
+"""By which share a cache type may make a row longer, where that is more than the margins' own slack: half a
+step of three mantissa bits; or half of 1/127 of the largest for each of 256 numbers, which is sqrt(256) / 254 of
+the length. A key and a value make a result, so it counts twice. Multiplying by a scale is among the three roundings
+of a score and the four of a sum."""
+
 SATURATED = 128.0
 """Beyond it float32's exp is zero or infinite, and tanh and erf are one."""
 
 
-def margins(case: OperationCase, dtype: str) -> tuple[Float64, ...]:
+def margins(case: OperationCase, dtype: str, cache_dtype: str = "float32") -> tuple[Float64, ...]:
     """The allowed distance for each element of each output.
 
     Args:
         case: not of the operation ``sample``, whose outputs are exact but for logprobs.
         dtype: the activation type.
+        cache_dtype: the KV cache's type, in which kernel and definition round keys and values alike.
 
     Returns:
         float64 arrays in the outputs' shapes.
     """
-    outputs, _ = case.expected("float32", "float32")
+    outputs, _ = case.expected("float32", cache_dtype)
     wide = [np.abs(np.asarray(output, np.float64)) for output in outputs]
     wide_outputs = case.op in ("logits", "route")
     unit = FLOAT32_UNIT if wide_outputs else UNITS[dtype]
     step = STEPS["float32"] if wide_outputs else STEPS[dtype]
     with np.errstate(all="ignore"):  # some cases hold what is no number; the check asks for those to be met exactly
-        arithmetic = _ERRORS[case.op](case, wide)
+        growth = 1.0 + CACHE_GROWTH.get(cache_dtype, 0.0)
+        arithmetic = [error * growth**2 for error in _ERRORS[case.op](case, wide)]
         unpacking = _unpacking(case, dtype) + _rounded_inside(case, dtype)
         return tuple(
             2.0 * FLOAT32_UNIT * error + 2.0 * unit * output + unpacking + step
@@ -69,18 +79,33 @@ def _unpacking(case: OperationCase, dtype: str) -> Float64:
     """What a packed weight may cost beside that.
 
     It may be rounded to the activation type when it is unpacked, or be used as it is; and inputs
-    may become 16-bit integers, with one scale for as many of them as the format's blocks hold.
+    may become 16-bit integers, with one scale for as many of them as share a scale in the format.
     """
     if not case.packed:
         return np.zeros(())
     weight, inputs = _magnitude(case.weights["weight"]), np.asarray(case.inputs[0])
     if case.op == "embedding":
         return np.asarray(2.0 * UNITS[dtype] * weight[inputs])
+    if case.packed["weight"].format == DYNAMIC:
+        return np.asarray(_near_halves(np.asarray(inputs, np.float32)) @ weight.T)
     x = _magnitude(inputs)
-    values = FORMATS[case.packed["weight"].format].values
+    values = columns_together(case.packed["weight"].format)
     blocks = x.reshape(x.shape[0], x.shape[1] // values, values)
     largest = np.broadcast_to(blocks.max(axis=-1, keepdims=True), blocks.shape).reshape(x.shape)
     return np.asarray((2.0 * UNITS[dtype] * x + largest / LARGEST_INTEGER) @ weight.T)
+
+
+def _near_halves(x: NDArray[np.float32]) -> Float64:
+    """What rounding x to 8 bits the other way costs, where x / s lies so near to a half that it may go either way.
+
+    s is off by a rounding and so is the quotient, or the product with the reciprocal that stands for it: by four
+    units of 127 at most.
+    """
+    _, steps = rounded_rows(x)
+    divisors = np.where(steps == 0.0, 1.0, steps).astype(np.float64)[:, None]
+    quotients = x.astype(np.float64) / divisors
+    distance = np.abs(np.abs(quotients - np.floor(quotients)) - 0.5)
+    return np.asarray(np.where(distance <= 4.0 * 127.0 * FLOAT32_UNIT, steps[:, None], 0.0), np.float64)
 
 
 def _rounded_inside(case: OperationCase, dtype: str) -> Float64:

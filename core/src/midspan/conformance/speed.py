@@ -25,7 +25,7 @@ from midspan.conformance.support import WHOLE
 from midspan.errors import UnsupportedOperation
 from midspan.interface import Device, Found, NodePlacement
 from midspan.runtimes.reference.device import PLUGIN as REFERENCE
-from midspan.weights.quantization import FORMATS
+from midspan.weights.quantization import KNOWN_FORMATS
 
 LEVEL = "speed"
 LEAST_TURNS = 5
@@ -46,7 +46,7 @@ def speed_checks(subject: Subject) -> list[Check]:
     """
     claims = subject.capabilities
     unclaimed = "virtual_clock is claimed: its steps take no time that the host could measure"
-    known = tuple(name for name in claims.quantizations if name in FORMATS)
+    known = tuple(name for name in claims.quantizations if name in KNOWN_FORMATS)
     cases = fitting(list(speed_cases(claims.block_sizes[0], known)), claims)
     setting = Setting(dtype=claims.dtypes[0], cache_dtype=claims.cache_dtypes[0], block_size=claims.block_sizes[0])
     return [

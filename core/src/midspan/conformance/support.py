@@ -19,7 +19,7 @@ from midspan.conformance.packed_cases import packed_cases
 from midspan.conformance.subject import Subject
 from midspan.errors import UnsupportedOperation
 from midspan.interface import OPERATIONS, Device
-from midspan.weights.quantization import FORMATS
+from midspan.weights.quantization import KNOWN_FORMATS
 
 LEVEL = "support"
 WHOLE = "whole graph"
@@ -83,7 +83,7 @@ def _attention_fields(subject: Subject) -> Iterator[_Field]:
 
 def _packed_fields(subject: Subject) -> Iterator[_Field]:
     claims = subject.capabilities
-    for name in FORMATS:
+    for name in KNOWN_FORMATS:
         for op in ("linear", "logits", "embedding") if name in claims.quantizations else ():
             for dtype in claims.dtypes:
                 setting = Setting(dtype=dtype, cache_dtype=claims.cache_dtypes[0], block_size=claims.block_sizes[0])

@@ -7,6 +7,7 @@ cut to what the device takes, and the cut is told.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from midspan.errors import SettingsError
@@ -19,6 +20,8 @@ MAX_NUM_SEQS = 256
 """Requests in one step, where nobody and no device says otherwise."""
 MAX_NUM_BATCHED_TOKENS = 2048
 """Tokens in one step, likewise."""
+CACHE_TYPE_NAMES: Mapping[str, str] = {"fp8": "float8_e4m3", "fp8_e4m3": "float8_e4m3"}
+"""Other names of cache types that ``kv_cache_dtype`` takes."""
 SCORED_ROWS = 256
 """Rows of logits that a step may hold beside one for each sequence: prompt scoring needs
 many, and each costs vocabulary size times four bytes."""
@@ -61,7 +64,7 @@ def choose_bounds(
     dtype = choose_dtype(settings.dtype, capabilities, published_dtype, device=device)
     block_size = settings.block_size or capabilities.block_sizes[0]
     _require("block_size", block_size, capabilities.block_sizes, device)
-    cache_dtype = settings.kv_cache_dtype
+    cache_dtype = CACHE_TYPE_NAMES.get(settings.kv_cache_dtype, settings.kv_cache_dtype)
     if cache_dtype == "auto":
         cache_dtype = dtype if dtype in capabilities.cache_dtypes else capabilities.cache_dtypes[0]
     _require("kv_cache_dtype", cache_dtype, capabilities.cache_dtypes, device)

@@ -22,6 +22,7 @@ from midspan.engine.bounds import choose_bounds
 from midspan.engine.cache_planning import CacheDemand, CachePlan, cache_budget, plan_cache, readable_bytes
 from midspan.engine.status import ModelInfo, Report, StartupPhase, ignore_phase
 from midspan.engine.warm_up import warm_up
+from midspan.engine.weight_loading import ModelWeights
 from midspan.graph.passes import apply_passes
 from midspan.interface.cache import Cache, CacheLayout
 from midspan.interface.device import Bounds, Device
@@ -31,7 +32,7 @@ from midspan.models.catalogue import ArchitectureBuilder, build_graph
 from midspan.settings import EngineSettings
 from midspan.weights.checkpoint import Checkpoint, open_checkpoint
 from midspan.weights.dummy_weights import with_dummy_weights
-from midspan.weights.store import CheckpointWeights, LoadProgress
+from midspan.weights.store import LoadProgress
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,8 +150,8 @@ def load_model(
         if chosen.cuts:
             report(StartupPhase(name="limits", detail=f"{', '.join(chosen.cuts)}, which is what the device takes"))
         asked = _Asked(settings=settings, path=path, selected=opened.selected)
-        program = _compile(asked, device, graph, checkpoint, chosen.bounds, report)
-        return _finish(asked, device, graph, program, chosen.bounds, report)
+        program, quantization = _compile(asked, device, graph, checkpoint, chosen.bounds, report)
+        return _finish(asked, device, graph, program, chosen.bounds, quantization, report)
     except BaseException:
         if opened is not None:
             opened.device.close()
@@ -159,22 +160,33 @@ def load_model(
 
 def _compile(
     asked: _Asked, device: Device, graph: Graph, checkpoint: Checkpoint, bounds: Bounds, report: Report
-) -> Program:
+) -> tuple[Program, str]:
+    """The program, and in which packed formats it has its weights."""
+
     def progress(step: LoadProgress) -> None:
         report(StartupPhase(name="weights", detail=step.tensor, done=step.bytes_done, total=step.bytes_total))
 
-    report(StartupPhase(name="compile", detail=f"{readable_bytes(checkpoint.nbytes)} of weights as {bounds.dtype}"))
-    weights = CheckpointWeights(
-        checkpoint, quantizations=device.capabilities.quantizations, dtype=bounds.dtype, report=progress
+    weights = ModelWeights(
+        checkpoint,
+        graph,
+        quantization=asked.settings.quantization,
+        capabilities=device.capabilities,
+        dtype=bounds.dtype,
+        device=asked.selected.info.id,
+        report=progress,
     )
+    report(StartupPhase(name="compile", detail=f"{readable_bytes(checkpoint.nbytes)} of weights as {bounds.dtype}"))
     with asked.plugin_works("the graph was compiled"):
-        program = device.compile(graph, weights, bounds)
+        program = device.compile(graph, weights.source, bounds)
         check_program(program, asked.selected.plugin)
-    return program
+    summary = weights.summary()
+    if summary:
+        report(StartupPhase(name="quantization", detail=summary))
+    return program, summary
 
 
 def _finish(
-    asked: _Asked, device: Device, graph: Graph, program: Program, bounds: Bounds, report: Report
+    asked: _Asked, device: Device, graph: Graph, program: Program, bounds: Bounds, quantization: str, report: Report
 ) -> LoadedModel:
     layout = CacheLayout(groups=graph.cache, block_size=bounds.block_size, dtype=bounds.cache_dtype)
     plan = _plan(asked, device, layout, bounds)
@@ -186,14 +198,14 @@ def _finish(
                 "KV cache can hold; give it more memory to raise it",
             )
         )
-    report(StartupPhase(name="cache", detail=f"{readable_bytes(plan.bytes)} of KV cache"))
+    report(StartupPhase(name="cache", detail=f"{readable_bytes(plan.bytes)} of KV cache as {layout.dtype}"))
     with asked.plugin_works("the cache was allocated"):
         cache = device.allocate_cache(layout, plan.blocks)
         check_cache(cache, asked.selected.plugin, layout, plan.blocks)
     report(StartupPhase(name="warm-up"))
     with asked.plugin_works("the first step ran"):
         warm_up(program, cache, bounds, graph.vocab_size)
-    info = _describe(asked, graph, program, bounds, plan, device.capabilities.max_logprobs)
+    info = _describe(asked, graph, program, bounds, plan, device.capabilities.max_logprobs, quantization)
     return LoadedModel(info=info, graph=graph, device=device, program=program, cache=cache, bounds=bounds)
 
 
@@ -214,7 +226,13 @@ def _plan(asked: _Asked, device: Device, layout: CacheLayout, bounds: Bounds) ->
 
 
 def _describe(
-    asked: _Asked, graph: Graph, program: Program, bounds: Bounds, plan: CachePlan, max_logprobs: int
+    asked: _Asked,
+    graph: Graph,
+    program: Program,
+    bounds: Bounds,
+    plan: CachePlan,
+    max_logprobs: int,
+    quantization: str,
 ) -> ModelInfo:
     kernels: dict[str, dict[str, None]] = {}
     for node in program.placement.nodes:
@@ -239,4 +257,5 @@ def _describe(
         created=int(time.time()),
         placement={op: tuple(names) for op, names in kernels.items()},
         kernel_fallbacks=tuple(node.node for node in program.placement.nodes if node.fallback),
+        quantization=quantization,
     )

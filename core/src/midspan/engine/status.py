@@ -16,7 +16,8 @@ class StartupPhase(msgspec.Struct, frozen=True, kw_only=True, tag="phase"):
 
     Attributes:
         name: what is going on: ``"download"``, ``"unpack"``, ``"checkpoint"``, ``"device"``,
-            ``"graph"``, ``"limits"``, ``"compile"``, ``"weights"``, ``"cache"``, ``"warm-up"``, ``"ready"``.
+            ``"graph"``, ``"limits"``, ``"compile"``, ``"weights"``, ``"quantization"``, ``"cache"``, ``"warm-up"``,
+            ``"ready"``.
         detail: for people.
         done: units finished, or None where progress has no number.
         total: units in all, or None.
@@ -59,6 +60,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
         created: seconds since 1970 when it was loaded.
         placement: per operation, the names of the kernels that serve it.
         kernel_fallbacks: names of nodes served by a portable fallback.
+        quantization: in which packed formats the device has matrices, and how they came to be; "" where all are dense.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     created: int
     placement: dict[str, tuple[str, ...]] = {}
     kernel_fallbacks: tuple[str, ...] = ()
+    quantization: str = ""
 
 
 class EngineStatistics(msgspec.Struct, frozen=True, kw_only=True):

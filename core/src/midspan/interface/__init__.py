@@ -9,7 +9,16 @@ Every record is made with keywords only, except ``Found``, ``Unavailable``, ``Ye
 from __future__ import annotations
 
 from midspan.interface.batch import Adjustments, Batch, SamplingBatch
-from midspan.interface.cache import PADDING_BLOCK, Cache, CacheGroup, CacheLayout, block_bytes
+from midspan.interface.cache import (
+    CACHE_ELEMENT_BYTES,
+    CACHE_SCALE_BYTES,
+    PADDING_BLOCK,
+    Cache,
+    CacheGroup,
+    CacheLayout,
+    block_bytes,
+    packed_block_bytes,
+)
 from midspan.interface.capabilities import Capabilities
 from midspan.interface.collectives import Collectives, DeviceGroup
 from midspan.interface.device import Bounds, Device, DeviceInfo, GroupDevice, MemoryReport
@@ -23,6 +32,8 @@ from midspan.interface.version import INTERFACE_VERSION
 from midspan.interface.weights import PackedTensor, WeightSource
 
 __all__ = [
+    "CACHE_ELEMENT_BYTES",
+    "CACHE_SCALE_BYTES",
     "INTERFACE_VERSION",
     "OPERATIONS",
     "PADDING_BLOCK",
@@ -68,4 +79,5 @@ __all__ = [
     "block_bytes",
     "hookimpl",
     "hookspec",
+    "packed_block_bytes",
 ]

@@ -10,7 +10,7 @@ request, tables are padded with it, and a device may write rubbish there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,12 @@ from numpy.typing import NDArray
 
 PADDING_BLOCK = 0
 """The block that belongs to nobody, in every group."""
+
+CACHE_ELEMENT_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3": 1, "int8": 1}
+"""Bytes of one key or value number in each cache type that is defined here, see ``CacheLayout``."""
+
+CACHE_SCALE_BYTES: Mapping[str, int] = {"int8": 2}
+"""Bytes of the scale that a cache type keeps for each token, kv head and side; types without scales are not named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,20 @@ class CacheGroup:
 @dataclass(frozen=True, kw_only=True)
 class CacheLayout:
     """What to allocate.
+
+    Defined element types are ``float32``, ``bfloat16``, ``float16`` and two of 8 bits; a device may
+    have others of its own. A *row* is what one token keeps for one kv head: its key, or its value.
+
+    * ``float8_e4m3``: one sign, four exponent and three mantissa bits, no infinity (OCP 8-bit floating
+      point, E4M3). A number is rounded to the nearest, ties to even; beyond 448 it becomes 448 of its
+      sign; not-a-number stays. No scale.
+    * ``int8``: whole numbers q from -127 to 127 and a scale s for each row, which is a bfloat16 number; the
+      row is q * s, which float32 holds exactly. When a row x is written, s is max |x| / 127 in float32,
+      rounded to bfloat16 to nearest even, and q is x / s in float32, rounded to a whole number, ties to
+      even. Where s is below 2^-126 the row is zeros; a row with a number that is not finite becomes
+      not-a-number in whole.
+
+    Reading blocks and writing them again, here or on another device, changes nothing in any of them.
 
     Attributes:
         groups: from the graph.
@@ -107,3 +127,16 @@ class Cache(Protocol):
 def block_bytes(group: CacheGroup, block_size: int, element_bytes: int) -> int:
     """Bytes of one block of a group, for a device that adds no padding of its own."""
     return group.values_per_token() * block_size * element_bytes
+
+
+def packed_block_bytes(layout: CacheLayout) -> tuple[int, ...]:
+    """Bytes of one block of each group in a defined cache type, scales included, for a device that adds no padding.
+
+    Raises:
+        KeyError: the layout's type is not defined here.
+    """
+    element, scale = CACHE_ELEMENT_BYTES[layout.dtype], CACHE_SCALE_BYTES.get(layout.dtype, 0)
+    return tuple(
+        block_bytes(group, layout.block_size, element) + group.layers * group.kv_heads * 2 * layout.block_size * scale
+        for group in layout.groups
+    )

@@ -14,7 +14,8 @@ class Capabilities:
 
     Attributes:
         dtypes: activation types, the preferred one first: ``"float32"``, ``"bfloat16"``, ``"float16"``.
-        cache_dtypes: element types of the KV cache, the preferred one first.
+        cache_dtypes: element types of the KV cache, the preferred one first: those of ``dtypes``, and
+            ``"float8_e4m3"`` and ``"int8"``, which ``CacheLayout`` defines.
         block_sizes: tokens per block that it takes, the preferred one first.
         quantizations: packed weight formats that it takes without unpacking.
         asynchronous: ``Program.run`` returns before the step has finished.

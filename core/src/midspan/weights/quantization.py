@@ -1,8 +1,9 @@
 """Packed weight formats and what their bytes mean.
 
-Each format cuts a row into blocks; a block holds small integers and the scales
-that turn them back into numbers. This module knows blocks, and nothing of
-files, names or devices. Source of the layouts: the block structures of ggml
+Those of GGUF, defined here, cut a row into blocks; a block holds small integers
+and the scales that turn them back into numbers. Those of ``array_formats`` are
+arrays beside each other; unpacking and joining take both. This module knows
+nothing of files, names or devices. Source of the blocks: the structures of ggml
 (``ggml-common.h``) as the GGUF specification refers to them; all numbers are
 little-endian.
 
@@ -13,7 +14,7 @@ wherever that order is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from midspan.errors import CheckpointError, UnsupportedModel
 from midspan.interface.weights import DENSE, PackedTensor
+from midspan.weights.array_formats import ARRAY_FORMATS, ArrayFormat, join_arrays
 from midspan.weights.stored_tensor import DENSE_DTYPES
 
 _CHUNK_VALUES = 1 << 17
@@ -52,7 +54,7 @@ def dequantize(tensor: PackedTensor, dtype: str = "float32") -> NDArray[Any]:
     """Unpack a tensor into plain numbers.
 
     Args:
-        tensor: dense or in one of ``FORMATS``.
+        tensor: dense or in one of ``KNOWN_FORMATS``.
         dtype: element type of the result, a key of ``DENSE_DTYPES``. Other types than float32 are
             rounded from float32 piece by piece, so that no float32 copy of the whole exists.
 
@@ -61,17 +63,19 @@ def dequantize(tensor: PackedTensor, dtype: str = "float32") -> NDArray[Any]:
 
     Raises:
         UnsupportedModel: nothing here unpacks the format.
-        CheckpointError: the bytes do not fit the shape.
+        CheckpointError: the bytes or parts do not fit the shape.
     """
     wanted = DENSE_DTYPES[dtype]
     if tensor.format == DENSE:
         with np.errstate(over="ignore"):
             return tensor.parts["data"].astype(wanted, copy=False)
+    if tensor.format in ARRAY_FORMATS:
+        return _unpack_arrays(ARRAY_FORMATS[tensor.format], tensor, wanted)
     layout = FORMATS.get(tensor.format)
     if layout is None:
         raise UnsupportedModel(
             f"Tensor '{tensor.name}' is packed as {tensor.format}, which nothing here unpacks.",
-            remedy=f"Take the model in one of: {', '.join(sorted(FORMATS))}.",
+            remedy=f"Take the model in one of: {', '.join(sorted(KNOWN_FORMATS))}.",
         )
     packed = np.ascontiguousarray(tensor.parts["blocks"])
     values = int(np.prod(tensor.shape, dtype=np.int64))
@@ -85,6 +89,52 @@ def dequantize(tensor: PackedTensor, dtype: str = "float32") -> NDArray[Any]:
     out = np.empty((len(blocks), layout.values), dtype=wanted)
     _unpack_in_chunks(layout, blocks, out)
     return out.reshape(tensor.shape)
+
+
+def join_packed(format_name: str, pieces: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]] | None:
+    """The parts of packed matrices under each other.
+
+    Args:
+        format_name: of all pieces, one of ``KNOWN_FORMATS``.
+        pieces: the parts of each matrix, from the top.
+
+    Returns:
+        The parts of the joined matrix; None where the format cannot hold it.
+    """
+    layout = ARRAY_FORMATS.get(format_name)
+    if layout is not None:
+        return join_arrays(layout, pieces)
+    blocks = [piece["blocks"] for piece in pieces]
+    return {"blocks": blocks[0] if len(blocks) == 1 else np.concatenate(blocks)}
+
+
+def check_parts(tensor: PackedTensor) -> None:
+    """Hold the parts of a tensor in one of ``ARRAY_FORMATS`` against its shape.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    layout = ARRAY_FORMATS.get(tensor.format)
+    if layout is None:
+        return
+    rows, columns = (*tensor.shape, 0, 0)[:2]
+    problem = layout.problem(tensor.parts, (rows, columns)) if len(tensor.shape) == 2 else "it is no matrix"
+    if problem is not None:
+        raise CheckpointError(
+            f"Tensor '{tensor.name}' of shape {list(tensor.shape)} is no {tensor.format}: {problem}.",
+            remedy="The file is damaged, or was written by a tool that understands the format otherwise.",
+        )
+
+
+def _unpack_arrays(layout: ArrayFormat, tensor: PackedTensor, dtype: np.dtype[Any]) -> NDArray[Any]:
+    check_parts(tensor)
+    rows, columns = tensor.shape
+    out = np.empty((rows, columns), dtype)
+    step = max(1, _CHUNK_VALUES // max(1, columns))
+    with np.errstate(invalid="ignore", over="ignore"):  # damaged scales, as below
+        for start in range(0, rows, step):
+            out[start : start + step] = layout.unpack(tensor.parts, slice(start, start + step), (rows, columns))
+    return out
 
 
 def _unpack_in_chunks(layout: BlockFormat, blocks: Blocks, out: NDArray[Any]) -> None:
@@ -208,4 +258,7 @@ FORMATS: Mapping[str, BlockFormat] = {
         _format("gguf.q6_k", 256, _unpack_q6_k, "ql:u1:128 qh:u1:64 scales:i1:16 d:f2"),
     )
 }
-"""Every packed format that can be unpacked here, by name."""
+"""Every packed format of GGUF that can be unpacked here, by name."""
+
+KNOWN_FORMATS: tuple[str, ...] = (*FORMATS, *ARRAY_FORMATS)
+"""Names of all packed formats that can be unpacked here."""

@@ -5,14 +5,14 @@ what was read. It knows no device and no operation: what a device takes packed i
 given to it as names of formats.
 
 Invariants: a weight stays packed only as matrices whose sources all have the same claimed
-format; vectors are always dense; a dense weight that is one stored tensor of a
+format and can be joined in it; vectors are always dense; a dense weight that is one stored tensor of a
 travelling type is a view of the file.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -23,8 +23,12 @@ from numpy.typing import NDArray
 from midspan.errors import CheckpointError, UnsupportedModel
 from midspan.interface.graph import Weight
 from midspan.interface.weights import DENSE, PackedTensor
-from midspan.weights.quantization import dequantize
+from midspan.weights.array_formats import DYNAMIC
+from midspan.weights.quantization import FORMATS, check_parts, dequantize, join_packed
 from midspan.weights.stored_tensor import DENSE_DTYPES, Checkpoint, StoredTensor
+
+SAME_PARTS: Mapping[str, str] = {DYNAMIC: "int8.channel"}
+"""A format -> another with the same parts that rounds less, for devices that take that one alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,11 @@ class CheckpointWeights:
         self._read: set[str] = set()
         self._bytes_done = 0
         self._bytes_total = checkpoint.nbytes
+        self._given: dict[tuple[str, str], int] = {}
+
+    def packed_as(self) -> Mapping[tuple[str, str], int]:
+        """(stored format, format given to the device) -> matrices loaded so; stored dense ones are not in it."""
+        return self._given
 
     def load(self, weight: Weight) -> PackedTensor:
         """Content of a graph weight, its sources joined along the rows.
@@ -119,12 +128,13 @@ class CheckpointWeights:
         )
 
     def _join(self, weight: Weight, sources: list[StoredTensor]) -> PackedTensor:
-        formats = {source.format for source in sources}
-        kind = formats.pop() if len(formats) == 1 else None
-        if kind in self._quantizations and all(len(source.shape) == 2 for source in sources):
-            blocks = [source.packed().parts["blocks"] for source in sources]
-            joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-            return PackedTensor(name=weight.name, shape=weight.shape, format=str(kind), parts={"blocks": joined})
+        packed = self._packed(weight, sources)
+        for source in sources:
+            if source.format != DENSE:
+                way = (source.format, DENSE if packed is None else packed.format)
+                self._given[way] = self._given.get(way, 0) + 1
+        if packed is not None:
+            return packed
         arrays = [self._dense(source) for source in sources]
         if len(arrays) > 1:
             types = {array.dtype for array in arrays}
@@ -135,6 +145,21 @@ class CheckpointWeights:
         return PackedTensor(
             name=weight.name, shape=weight.shape, format=DENSE, parts={"data": data.reshape(weight.shape)}
         )
+
+    def _packed(self, weight: Weight, sources: list[StoredTensor]) -> PackedTensor | None:
+        """The weight in a format that the device takes, or None."""
+        formats = {source.format for source in sources}
+        stored = formats.pop() if len(formats) == 1 else DENSE
+        kind = stored if stored in self._quantizations else SAME_PARTS.get(stored)
+        if kind not in self._quantizations or any(len(source.shape) != 2 for source in sources):
+            return None
+        if len(weight.shape) != 2 and stored not in FORMATS:  # only the rows of blocks know nothing of their number
+            return None
+        pieces = [source.packed() for source in sources]
+        for piece in pieces:
+            check_parts(piece)
+        parts = join_packed(stored, [piece.parts for piece in pieces])
+        return None if parts is None else PackedTensor(name=weight.name, shape=weight.shape, format=kind, parts=parts)
 
     def _dense(self, source: StoredTensor) -> NDArray[Any]:
         content = source.packed()

@@ -205,6 +205,7 @@ MIDSPAN_INLINE midspan_cpu_linear part_of(const midspan_cpu_matrices& matrices, 
   linear.n = n;
   linear.k = k;
   linear.format = matrices.format;
+  linear.group = matrices.group;
   linear.input_type = input_type;
   linear.output_type = MIDSPAN_CPU_FLOAT32;
   linear.scale = 1.0f;

@@ -6,7 +6,8 @@
 //
 // Packed weight: panels of 32 outputs, [panels][k][32], the last one filled up with zeros. In bfloat16 panels,
 // element 2j of the 32 is output j and element 2j + 1 is output j + 16, so that one load gives both by
-// a shift and a mask. Other panels are in natural order.
+// a shift and a mask. Other panels are in natural order. Behind a panel of bytes lie 32 float32 scales, by which the sums
+// are multiplied.
 #include "panels.h"
 #include "parallel.h"
 #include "row_tiles.h"
@@ -30,11 +31,8 @@ constexpr int pairs_at_once(int rows) {
 }
 
 /// Outputs [v * kLanes, (v + 1) * kLanes) of a panel row, and those 16 further.
-MIDSPAN_INLINE void load_pair(const float* row, int v, Floats& low, Floats& high) {
-  low = load(row + v * kLanes);
-  high = load(row + 16 + v * kLanes);
-}
-MIDSPAN_INLINE void load_pair(const Float16* row, int v, Floats& low, Floats& high) {
+template <class W>
+MIDSPAN_INLINE void load_pair(const W* row, int v, Floats& low, Floats& high) {
   low = load(row + v * kLanes);
   high = load(row + 16 + v * kLanes);
 }
@@ -121,6 +119,15 @@ MIDSPAN_INLINE void arrange_inputs(Context& context, const Tiles& tiles, const T
   }
 }
 
+/// sums [rows][32] *= scales [32].
+MIDSPAN_INLINE void scale_sums(const float* scales, int64_t rows, float* sums) {
+  for (int64_t row = 0; row < rows; ++row, sums += kPanel) {
+    for (int column = 0; column < kPanel; column += kLanes) {
+      store(sums + column, load(sums + column) * load(scales + column));
+    }
+  }
+}
+
 template <class W>
 int32_t run(Context& context, const midspan_cpu_linear& linear, const void* x, int64_t x_stride, int64_t rows, void* y,
             int64_t y_stride) {
@@ -139,11 +146,13 @@ int32_t run(Context& context, const midspan_cpu_linear& linear, const void* x, i
   constexpr int64_t tiles_of_block = kRowsOfBlock / kMaxRows;
   const int64_t panels = (n + kPanel - 1) / kPanel;
   const int64_t blocks = (tiles.tiles + tiles_of_block - 1) / tiles_of_block;
-  const W* packed = static_cast<const W*>(linear.packed);
+  constexpr bool scaled = sizeof(W) == 1;
+  const int64_t panel_bytes = k * kPanel * int64_t{sizeof(W)} + (scaled ? kPanel * 4 : 0);
+  const uint8_t* packed = static_cast<const uint8_t*>(linear.packed);
   auto multiply = [&](int64_t task, int32_t) {
     const int64_t panel = task % panels, first_tile = task / panels * tiles_of_block;
     const int64_t last_tile = first_tile + tiles_of_block < tiles.tiles ? first_tile + tiles_of_block : tiles.tiles;
-    const W* weight = packed + panel * k * kPanel;
+    const W* weight = reinterpret_cast<const W*>(packed + panel * panel_bytes);
     alignas(64) float sums[kRowsOfBlock * kPanel];
     const int64_t first_row = tiles.begin(first_tile);
     for (int64_t k0 = 0; k0 < k; k0 += piece) {
@@ -153,6 +162,9 @@ int32_t run(Context& context, const midspan_cpu_linear& linear, const void* x, i
         tile_for<W>(height)(arranged + begin * k + k0 * height, weight + k0 * kPanel, count,
                             sums + (begin - first_row) * kPanel, k0 == 0);
       }
+    }
+    if constexpr (scaled) {
+      scale_sums(reinterpret_cast<const float*>(weight + k * kPanel), tiles.begin(last_tile) - first_row, sums);
     }
     store_panel(linear, sums, kPanel, panel * kPanel, kPanel, first_row, tiles.begin(last_tile), y, y_stride);
   };
@@ -168,6 +180,8 @@ int32_t run_linear(Context& context, const midspan_cpu_linear& linear, const voi
   if (linear.output_type != linear.input_type && linear.output_type != MIDSPAN_CPU_FLOAT32) {
     return MIDSPAN_CPU_UNSUPPORTED;
   }
+  if (linear.format == MIDSPAN_CPU_INT8_CHANNEL) return run<Int8>(context, linear, x, x_stride, rows, y, y_stride);
+  if (linear.format == MIDSPAN_CPU_FP8_CHANNEL) return run<Float8>(context, linear, x, x_stride, rows, y, y_stride);
   return with_type(linear.format, [&](auto element) {
     return run<decltype(element)>(context, linear, x, x_stride, rows, y, y_stride);
   });

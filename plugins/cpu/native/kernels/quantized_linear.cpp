@@ -1,61 +1,29 @@
-// Linear layers with GGUF weights: Q4_0, Q4_1, Q8_0.
+// Linear layers with weights of small integers in groups: GGUF formats, and 4-bit groups (GPTQ, AWQ).
 //
 // One numerical scheme for every number of rows. Each run of 32 inputs becomes 16-bit integers and a scale; the
-// integer products with the quants are summed exactly; then, block after block in the order of k,
-//     sum += (d * scale) * products   and, for Q4_1,   sum += m * (scale * sum of the integers)
+// integer products with the quants are summed exactly; then, run after run in the order of k,
+//     sum += (d * scale) * products   and, where the format has minimums,   sum += m * (scale * sum of the integers)
 // in float32. So the bits of a row do not depend on the other rows, and the only deviation from float32
 // arithmetic on unpacked weights is the rounding of inputs, 2^-16 of the largest of 32. (8-bit inputs would be
 // 2^-8, and no faster where a 16-bit multiply-add is as fast as an 8-bit one.)
 //
-// Packed weight: panels of 16 outputs, each [k / 32] blocks of: 16 fp16 d; for Q4_1 16 fp16 m; then tiles
-// of 64 bytes, 32 little-endian words of 16 bits. In a tile of 4-bit quants, word 2c + i holds those of output c at
-// k = i, 2 + i, 4 + i, 6 + i from the lowest bits up (i = 0, 1; 8 columns of k a tile); of 8-bit quants, those
-// at k = i, 2 + i (4 columns). One shift and mask give pairs of neighbouring k for add_products.
+// Packed weight: panels of 16 outputs, each [k / group] groups of: numbers of the group; then for each 32 columns:
+// numbers of the block; then tiles of 64 bytes, 32 little-endian words of 16 bits. In a tile of 4-bit quants, word 2c + i
+// holds those of output c at k = i, 2 + i, 4 + i, 6 + i from the lowest bits up (i = 0, 1; 8 columns of k a tile); of
+// 8-bit quants, those at k = i, 2 + i (4 columns). One shift and mask give pairs of neighbouring k for add_products.
+// The numbers stand in quantized_formats.h.
 #include "panels.h"
 #include "parallel.h"
+#include "quantized_formats.h"
 
 namespace midspan::MIDSPAN_ISA {
 
 namespace {
 
-constexpr int kPanel = 16;
-constexpr int kVectors = kPanel / kLanes;
+constexpr int kVectors = kQuantizedPanel / kLanes;
 constexpr int kBlock = 32;
 constexpr int kMaxRows = kLanes == 16 ? 8 : kLanes == 8 ? 4 : 2;
 constexpr int kRowsOfBlock = 64;
-
-/// 4-bit quants; `offset` is subtracted from each, `has_minimum` says that the panel holds m.
-template <int subtracted, bool with_minimum>
-struct Nibbles {
-  static constexpr int offset = subtracted;
-  static constexpr bool has_minimum = with_minimum;
-  static constexpr int tiles = 4;
-  static constexpr int pairs = 4;  // of k, in a tile
-
-  template <int pair>
-  MIDSPAN_INLINE Shorts unpack(UnsignedShorts words) {
-    const UnsignedShorts shifted = words >> (4 * pair);
-    return bits_as<Shorts>(pair == 3 ? shifted : shifted & 15);
-  }
-};
-
-struct Bytes {
-  static constexpr int offset = 0;
-  static constexpr bool has_minimum = false;
-  static constexpr int tiles = 8;
-  static constexpr int pairs = 2;
-
-  template <int pair>
-  MIDSPAN_INLINE Shorts unpack(UnsignedShorts words) {
-    const Shorts high_byte = bits_as<Shorts>(pair == 0 ? words << 8 : words);
-    return high_byte >> 8;
-  }
-};
-
-template <class Format>
-constexpr int64_t block_bytes() {
-  return kPanel * 2 * (Format::has_minimum ? 2 : 1) + Format::tiles * 64;
-}
 
 /// Inputs of all rows, rounded.
 struct QuantizedInputs {
@@ -97,14 +65,21 @@ MIDSPAN_INLINE void quantize_block(const T* from, int16_t* quants, float& scale,
 
 template <class T>
 MIDSPAN_INLINE void quantize_inputs(Context& context, const T* x, int64_t x_stride, int64_t rows, int64_t k,
-                                    const QuantizedInputs& to) {
+                                    const int32_t* order, const QuantizedInputs& to) {
   const int64_t blocks = k / kBlock;
   auto quantize = [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t at = row * blocks + block;
-        quantize_block(x + row * x_stride + block * kBlock, to.quants + at * kBlock, to.scales[at], to.sums[at],
-                       to.totals[at]);
+        const T* from = x + row * x_stride;
+        T picked[kBlock];
+        if (order == nullptr) {
+          from += block * kBlock;
+        } else {
+          for (int index = 0; index < kBlock; ++index) picked[index] = from[order[block * kBlock + index]];
+          from = picked;
+        }
+        quantize_block(from, to.quants + at * kBlock, to.scales[at], to.sums[at], to.totals[at]);
       }
     }
   };
@@ -114,9 +89,9 @@ MIDSPAN_INLINE void quantize_inputs(Context& context, const T* x, int64_t x_stri
 template <class Format, int rows, int pair>
 MIDSPAN_INLINE void add_pairs(const UnsignedShorts* words, const int16_t* const* x, int64_t column,
                               Ints (&products)[rows][kVectors]) {
-  if constexpr (pair < Format::pairs) {
+  if constexpr (pair < Format::Quants::pairs) {
     Shorts weights[kVectors];
-    for (int v = 0; v < kVectors; ++v) weights[v] = Format::template unpack<pair>(words[v]);
+    for (int v = 0; v < kVectors; ++v) weights[v] = Format::Quants::template unpack<pair>(words[v]);
     for (int row = 0; row < rows; ++row) {
       const Shorts input = splat_pair(x[row] + column + 2 * pair);
       for (int v = 0; v < kVectors; ++v) products[row][v] = add_products(products[row][v], weights[v], input);
@@ -125,42 +100,52 @@ MIDSPAN_INLINE void add_pairs(const UnsignedShorts* words, const int16_t* const*
   }
 }
 
-/// One panel times rows [first, first + rows), to sums [rows][16].
+/// One panel times rows [first, first + rows), to sums [rows][16]. A group has so many blocks.
 template <class Format, int rows>
-void multiply_tile(const QuantizedInputs& inputs, int64_t first, const uint8_t* panel, int64_t blocks, float* sums) {
+void multiply_tile(const QuantizedInputs& inputs, int64_t first, const uint8_t* panel, int64_t blocks,
+                   int64_t group_blocks, float* sums) {
+  constexpr int tiles = Format::Quants::tiles / Format::parts;  // of a part of a block, which has numbers of its own
   Floats result[rows][kVectors] = {};
   const int16_t* x[rows];
   for (int row = 0; row < rows; ++row) x[row] = inputs.quants + (first + row) * blocks * kBlock;
-  for (int64_t block = 0; block < blocks; ++block, panel += block_bytes<Format>()) {
-    const Float16* scales = reinterpret_cast<const Float16*>(panel);
-    const uint8_t* tiles = panel + kPanel * 2 * (Format::has_minimum ? 2 : 1);
-    Ints products[rows][kVectors] = {};
-    for (int tile = 0; tile < Format::tiles; ++tile) {
-      UnsignedShorts words[kVectors];
-      for (int v = 0; v < kVectors; ++v) words[v] = load_as<UnsignedShorts>(tiles + tile * 64 + v * kLanes * 4);
-      add_pairs<Format, rows, 0>(words, x, block * kBlock + tile * 2 * Format::pairs, products);
-    }
-    for (int v = 0; v < kVectors; ++v) {
-      const Floats d = load(scales + v * kLanes);
-      const Floats m = Format::has_minimum ? load(scales + kPanel + v * kLanes) : Floats{};
-      for (int row = 0; row < rows; ++row) {
-        const int64_t at = (first + row) * blocks + block;
-        Ints exact = products[row][v];
-        if constexpr (Format::offset != 0) exact -= splat(Format::offset * inputs.totals[at]);
-        result[row][v] = multiply_add(d * splat(inputs.scales[at]), to_floats(exact), result[row][v]);
-        if constexpr (Format::has_minimum) result[row][v] = multiply_add(m, splat(inputs.sums[at]), result[row][v]);
+  for (int64_t block = 0; block < blocks;) {
+    const uint8_t* group = panel;
+    panel += Format::group_bytes;
+    for (const int64_t end = block + group_blocks; block < end; ++block) {
+      const uint8_t* numbers = panel;
+      panel += Format::block_bytes;
+      for (int part = 0; part < Format::parts; ++part) {
+        Ints products[rows][kVectors] = {};
+        for (int tile = 0; tile < tiles; ++tile, panel += 64) {
+          UnsignedShorts words[kVectors];
+          for (int v = 0; v < kVectors; ++v) words[v] = load_as<UnsignedShorts>(panel + v * kLanes * 4);
+          add_pairs<Format, rows, 0>(words, x, block * kBlock + (part * tiles + tile) * 2 * Format::Quants::pairs,
+                                     products);
+        }
+        for (int v = 0; v < kVectors; ++v) {
+          const Numbers at = Format::numbers(group, numbers, part, v * kLanes);
+          for (int row = 0; row < rows; ++row) {
+            const int64_t place = (first + row) * blocks + block;
+            Ints exact = products[row][v];
+            if constexpr (Format::has_zero) exact -= at.zero * splat(inputs.totals[place]);
+            result[row][v] = multiply_add(at.d * splat(inputs.scales[place]), to_floats(exact), result[row][v]);
+            if constexpr (Format::has_minimum) {
+              result[row][v] = multiply_add(at.m, splat(inputs.sums[place]), result[row][v]);
+            }
+          }
+        }
       }
     }
   }
   for (int row = 0; row < rows; ++row) {
-    for (int v = 0; v < kVectors; ++v) store(sums + row * kPanel + v * kLanes, result[row][v]);
+    for (int v = 0; v < kVectors; ++v) store(sums + row * kQuantizedPanel + v * kLanes, result[row][v]);
   }
 }
 
 template <class Format>
 MIDSPAN_INLINE void multiply_rows(const QuantizedInputs& inputs, int64_t first, int64_t rows, const uint8_t* panel,
-                                  int64_t blocks, float* sums) {
-  using Tile = void (*)(const QuantizedInputs&, int64_t, const uint8_t*, int64_t, float*);
+                                  int64_t blocks, int64_t group_blocks, float* sums) {
+  using Tile = void (*)(const QuantizedInputs&, int64_t, const uint8_t*, int64_t, int64_t, float*);
 #if defined(__AVX512F__)
   static constexpr Tile by_rows[] = {multiply_tile<Format, 1>, multiply_tile<Format, 2>, multiply_tile<Format, 3>,
                                      multiply_tile<Format, 4>, multiply_tile<Format, 5>, multiply_tile<Format, 6>,
@@ -171,7 +156,7 @@ MIDSPAN_INLINE void multiply_rows(const QuantizedInputs& inputs, int64_t first, 
 #else
   static constexpr Tile by_rows[] = {multiply_tile<Format, 1>, multiply_tile<Format, 2>};
 #endif
-  by_rows[rows - 1](inputs, first, panel, blocks, sums);
+  by_rows[rows - 1](inputs, first, panel, blocks, group_blocks, sums);
 }
 
 template <class Format>
@@ -186,24 +171,26 @@ int32_t run(Context& context, const midspan_cpu_linear& linear, const void* x, i
                                   reinterpret_cast<int32_t*>(memory + quant_bytes + 2 * row_bytes)};
   const int32_t result = with_type(linear.input_type, [&](auto element) {
     using T = decltype(element);
-    quantize_inputs(context, static_cast<const T*>(x), x_stride, rows, k, inputs);
+    quantize_inputs(context, static_cast<const T*>(x), x_stride, rows, k, linear.order, inputs);
     return MIDSPAN_CPU_OK;
   });
   if (result != MIDSPAN_CPU_OK) return result;
 
-  const int64_t panels = (linear.n + kPanel - 1) / kPanel;
+  const int64_t group_blocks = Format::group_blocks > 0 ? Format::group_blocks : linear.group / kBlock;
+  const int64_t panel_bytes = quantized_panel_bytes<Format>(blocks, group_blocks);
+  const int64_t panels = (linear.n + kQuantizedPanel - 1) / kQuantizedPanel;
   const int64_t row_blocks = (rows + kRowsOfBlock - 1) / kRowsOfBlock;
   const uint8_t* packed = static_cast<const uint8_t*>(linear.packed);
   auto multiply = [&](int64_t task, int32_t) {
     const int64_t panel = task % panels, row_begin = task / panels * kRowsOfBlock;
     const int64_t row_end = row_begin + kRowsOfBlock < rows ? row_begin + kRowsOfBlock : rows;
-    const uint8_t* weight = packed + panel * blocks * block_bytes<Format>();
-    alignas(64) float sums[kRowsOfBlock * kPanel];
+    const uint8_t* weight = packed + panel * panel_bytes;
+    alignas(64) float sums[kRowsOfBlock * kQuantizedPanel];
     for (int64_t row = row_begin; row < row_end; row += kMaxRows) {
       const int64_t height = row_end - row < kMaxRows ? row_end - row : kMaxRows;
-      multiply_rows<Format>(inputs, row, height, weight, blocks, sums + (row - row_begin) * kPanel);
+      multiply_rows<Format>(inputs, row, height, weight, blocks, group_blocks, sums + (row - row_begin) * kQuantizedPanel);
     }
-    store_panel(linear, sums, kPanel, panel * kPanel, kPanel, row_begin, row_end, y, y_stride);
+    store_panel(linear, sums, kQuantizedPanel, panel * kQuantizedPanel, kQuantizedPanel, row_begin, row_end, y, y_stride);
   };
   for_each_task(context, panels * row_blocks, 0, multiply);
   return MIDSPAN_CPU_OK;
@@ -220,11 +207,25 @@ int32_t run_quantized_linear(Context& context, const midspan_cpu_linear& linear,
   }
   switch (linear.format) {
     case MIDSPAN_CPU_GGUF_Q4_0:
-      return run<Nibbles<8, false>>(context, linear, x, x_stride, rows, y, y_stride);
+      return run<FormatQ4_0>(context, linear, x, x_stride, rows, y, y_stride);
     case MIDSPAN_CPU_GGUF_Q4_1:
-      return run<Nibbles<0, true>>(context, linear, x, x_stride, rows, y, y_stride);
+      return run<FormatQ4_1>(context, linear, x, x_stride, rows, y, y_stride);
+    case MIDSPAN_CPU_GGUF_Q5_0:  // packed alike
     case MIDSPAN_CPU_GGUF_Q8_0:
-      return run<Bytes>(context, linear, x, x_stride, rows, y, y_stride);
+      return run<FormatQ8_0>(context, linear, x, x_stride, rows, y, y_stride);
+    case MIDSPAN_CPU_GGUF_Q5_1:
+      return run<FormatQ5_1>(context, linear, x, x_stride, rows, y, y_stride);
+    case MIDSPAN_CPU_GGUF_Q4_K:
+      return run<FormatK<Nibbles>>(context, linear, x, x_stride, rows, y, y_stride);
+    case MIDSPAN_CPU_GGUF_Q5_K:
+      return run<FormatK<Bytes>>(context, linear, x, x_stride, rows, y, y_stride);
+    case MIDSPAN_CPU_GGUF_Q6_K:
+      return run<FormatQ6_K>(context, linear, x, x_stride, rows, y, y_stride);
+    case MIDSPAN_CPU_INT4_GROUP:
+      if (linear.group <= 0 || linear.group % kBlock != 0 || linear.k % linear.group != 0) {
+        return MIDSPAN_CPU_UNSUPPORTED;
+      }
+      return run<FormatInt4>(context, linear, x, x_stride, rows, y, y_stride);
     default:
       return MIDSPAN_CPU_UNSUPPORTED;
   }

@@ -1,4 +1,5 @@
 // Operations that treat each row by itself: norms, gates, rotary, embedding.
+#include "../gguf_blocks.h"
 #include "parallel.h"
 #include "vector_math.h"
 
@@ -116,23 +117,30 @@ MIDSPAN_INLINE void rotate_heads(const midspan_cpu_rotary& rotary, const float* 
   }
 }
 
-MIDSPAN_INLINE float half_at(const uint8_t* bytes) { return to_float(load_as<Float16>(bytes)); }
+MIDSPAN_INLINE float half_at(const void* bytes) { return to_float(load_as<Float16>(bytes)); }
 
-/// One GGUF block of 32 columns to float32.
-MIDSPAN_INLINE void unpack_block(int32_t format, const uint8_t* block, float* to) {
-  const float d = half_at(block);
-  if (format == MIDSPAN_CPU_GGUF_Q8_0) {
-    for (int index = 0; index < 32; ++index) to[index] = d * static_cast<float>(static_cast<int8_t>(block[2 + index]));
-    return;
+/// 32 columns of a GGUF row to float32.
+MIDSPAN_INLINE void unpack_run(int32_t format, const uint8_t* block, int64_t index, float* to) {
+  GgufRun run;
+  read_gguf_run(format, block, index, run);
+  const bool in_groups = gguf_layout(format).columns > 32, with_signed_scales = format == MIDSPAN_CPU_GGUF_Q6_K;
+  const float d = half_at(&run.d), m = half_at(&run.m);
+  float scales[2] = {d, d}, offset = 0.0f;
+  if (in_groups) {
+    for (int half = 0; half < 2; ++half) {
+      const uint8_t bits = run.scales[half];
+      scales[half] = d * static_cast<float>(with_signed_scales ? static_cast<int8_t>(bits) : int{bits});
+    }
+    if (!with_signed_scales) offset = -(m * static_cast<float>(run.minimum));
+  } else if (format == MIDSPAN_CPU_GGUF_Q4_1 || format == MIDSPAN_CPU_GGUF_Q5_1) {
+    offset = m;
   }
-  const bool with_minimum = format == MIDSPAN_CPU_GGUF_Q4_1;
-  const int shift = with_minimum ? 0 : 8;
-  const uint8_t* quants = block + (with_minimum ? 4 : 2);
-  for (int index = 0; index < 16; ++index) {
-    to[index] = d * static_cast<float>((quants[index] & 15) - shift);
-    to[index + 16] = d * static_cast<float>((quants[index] >> 4) - shift);
+  const int zero = format == MIDSPAN_CPU_GGUF_Q4_0 ? 8 : 0;
+  for (int column = 0; column < 32; ++column) {
+    to[column] = scales[column / 16] * static_cast<float>(run.quants[column] - zero);
   }
-  for (int index = 0; with_minimum && index < 32; ++index) to[index] += half_at(block + 2);
+  // Adding nothing would turn -0 into 0.
+  for (int column = 0; offset != 0.0f && column < 32; ++column) to[column] += offset;
 }
 
 template <class From, class To>
@@ -152,11 +160,12 @@ MIDSPAN_INLINE void embed_row(int32_t format, const uint8_t* from, int64_t colum
     });
     return;
   }
-  const int64_t bytes = format == MIDSPAN_CPU_GGUF_Q8_0 ? 34 : format == MIDSPAN_CPU_GGUF_Q4_1 ? 20 : 18;
-  for (int64_t block = 0; block < columns / 32; ++block) {
+  const GgufLayout layout = gguf_layout(format);
+  const int64_t runs = layout.columns / 32;
+  for (int64_t run = 0; run < columns / 32; ++run) {
     float values[32];
-    unpack_block(format, from + block * bytes, values);
-    embed_dense(values, 32, scale, to + block * 32);
+    unpack_run(format, from + run / runs * layout.bytes, run % runs, values);
+    embed_dense(values, 32, scale, to + run * 32);
   }
 }
 
@@ -230,7 +239,8 @@ int32_t embedding(Context& context, int32_t format, const void* table, int64_t t
                   int64_t columns, float scale, const int32_t* ids, int64_t rows, int32_t output_type, void* y,
                   int64_t y_stride) {
   const bool dense = format >= MIDSPAN_CPU_DENSE_FLOAT32 && format <= MIDSPAN_CPU_DENSE_FLOAT16;
-  const bool quantized = format >= MIDSPAN_CPU_GGUF_Q4_0 && format <= MIDSPAN_CPU_GGUF_Q8_0 && columns % 32 == 0;
+  const int64_t block = gguf_layout(format).columns;
+  const bool quantized = block > 0 && columns % block == 0;
   if (!dense && !quantized) return MIDSPAN_CPU_UNSUPPORTED;
   for (int64_t row = 0; row < rows; ++row) {
     if (ids[row] < 0 || ids[row] >= table_rows) return MIDSPAN_CPU_OUT_OF_RANGE;

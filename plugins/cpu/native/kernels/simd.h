@@ -40,6 +40,17 @@ struct Float16 {
   uint16_t bits;
 };
 
+/// A signed byte as a number.
+struct Int8 {
+  static constexpr bool even_and_odd = false;
+  int8_t bits;
+};
+/// Four bits of exponent and three of mantissa; neither infinities nor, here, what is not a number.
+struct Float8 {
+  static constexpr bool even_and_odd = false;
+  uint8_t bits;
+};
+
 /// A value at an address of any alignment and type. (memcpy does the same, but gcc 12 leaves a copy on the stack.)
 template <class T>
 struct __attribute__((packed, may_alias)) Anywhere {
@@ -218,6 +229,29 @@ MIDSPAN_INLINE void store(Float16* to, Floats value) {
   store_as(to, narrow((magnitude > splat(65536.0f) ? splat(0x7c00u) : special) | sign));
 }
 #endif
+
+/// Bytes as words.
+MIDSPAN_INLINE Words widen_bytes(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return bits_as<Words>(_mm512_cvtepu8_epi32(load_as<__m128i>(from)));
+#elif defined(__AVX2__)
+  return bits_as<Words>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  Words words;
+  for (int lane = 0; lane < kLanes; ++lane) words[lane] = from[lane];
+  return words;
+#endif
+}
+MIDSPAN_INLINE Floats load(const Int8* from) {
+  const Words words = widen_bytes(reinterpret_cast<const uint8_t*>(from));
+  return __builtin_convertvector(bits_as<Ints>(words << 24) >> 24, Floats);
+}
+/// The bits of exponent and mantissa, put where float32 has them, are the number times 2^-120; subnormal ones too.
+MIDSPAN_INLINE Floats load(const Float8* from) {
+  const Words words = widen_bytes(reinterpret_cast<const uint8_t*>(from));
+  const Words bits = (words & 0x80u) << 24 | (words & 0x7fu) << 20;
+  return bits_as<Floats>(bits) * splat(0x1p120f);
+}
 
 /// `count` vectors of consecutive elements, in an order of lanes that is cheap to get: for bfloat16, pairs of
 /// vectors hold even and odd elements. natural_order gives vectors of consecutive elements, cheap_order undoes it.

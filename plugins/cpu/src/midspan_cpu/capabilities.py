@@ -7,8 +7,9 @@ torch alone, slower, and claims less.
 from __future__ import annotations
 
 from midspan.interface import Capabilities
+from midspan_cpu.native_interface import GGUF_FORMATS, SCALED_FORMATS
 
-QUANTIZATIONS = ("gguf.q4_0", "gguf.q4_1", "gguf.q8_0")
+QUANTIZATIONS = (*GGUF_FORMATS, *SCALED_FORMATS)
 """Packed formats that the native products read as they are."""
 
 
@@ -22,7 +23,7 @@ def capabilities(*, native: bool) -> Capabilities:
     dtypes = ("bfloat16", "float32", "float16")
     return Capabilities(
         dtypes=dtypes,
-        cache_dtypes=dtypes,
+        cache_dtypes=(*dtypes, "float8_e4m3", "int8"),
         block_sizes=(16, 32, 64, 128),
         quantizations=QUANTIZATIONS if native else (),
         batch_invariant=native,

@@ -23,10 +23,9 @@ from midspan.interface import (
     Graph,
     MemoryReport,
     WeightSource,
-    block_bytes,
+    packed_block_bytes,
 )
 from midspan.runtimes.torch.cache import TorchCache
-from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.program import TorchProgram, TorchRuntime
 from midspan_cpu.capabilities import capabilities
 from midspan_cpu.kernels.table import KernelSet
@@ -85,9 +84,8 @@ class CpuDevice:
         return cache
 
     def block_bytes(self, layout: CacheLayout) -> tuple[int, ...]:
-        """Bytes of a block of each group, without padding."""
-        element = torch_type(layout.dtype).itemsize
-        return tuple(block_bytes(group, layout.block_size, element) for group in layout.groups)
+        """Bytes of a block of each group, without padding; scales included."""
+        return packed_block_bytes(layout)
 
     def memory(self) -> MemoryReport:
         """The host's memory, cut to this process's limits; used: open programs and caches, touched or not."""

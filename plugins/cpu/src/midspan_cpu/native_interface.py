@@ -9,13 +9,28 @@ from __future__ import annotations
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from typing import Any
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 ELEMENT_TYPES = {"float32": 0, "bfloat16": 1, "float16": 2}
-"""Codes of element types; also the codes of dense weight formats."""
+"""Codes of element types."""
 
-GGUF_FORMATS = {"gguf.q4_0": 16, "gguf.q4_1": 17, "gguf.q8_0": 18}
-"""Codes of packed weight formats."""
+DENSE_FORMATS = {**ELEMENT_TYPES, "pairs": 3}
+"""Codes of dense weight formats."""
+
+SCALED_FORMATS = {"int8.channel": 32, "fp8.channel": 33, "int8.dynamic": 34, "int4.group": 35}
+"""Codes of formats of small numbers with float32 scales beside them."""
+
+GGUF_FORMATS = {
+    "gguf.q4_0": 16,
+    "gguf.q4_1": 17,
+    "gguf.q8_0": 18,
+    "gguf.q5_0": 19,
+    "gguf.q5_1": 20,
+    "gguf.q4_k": 21,
+    "gguf.q5_k": 22,
+    "gguf.q6_k": 23,
+}
+"""Codes of formats of GGUF files."""
 
 GATE_FUNCTIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2}
 """Codes of gate functions."""
@@ -34,6 +49,23 @@ class LinearConfig(Structure):
         ("output_type", c_int32),
         ("scale", c_float),
         ("soft_cap", c_float),
+        ("group", c_int32),
+        ("order", c_void_p),
+    ]
+
+
+class WeightConfig(Structure):
+    """``midspan_cpu_weight``: a weight before it is packed."""
+
+    _fields_ = [
+        ("rows", c_void_p),
+        ("row_bytes", c_int64),
+        ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("format", c_int32),
+        ("group", c_int32),
     ]
 
 
@@ -121,6 +153,7 @@ class MatricesConfig(Structure):
         ("bias", c_void_p),
         ("bias_stride", c_int64),
         ("format", c_int32),
+        ("group", c_int32),
     ]
 
 
@@ -207,7 +240,7 @@ _POINTER, _SIZE, _CODE, _REAL = c_void_p, c_int64, c_int32, c_float
 _MATRIX = (_POINTER, _SIZE)
 
 SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "pack_linear": (_CODE, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER),
+    "pack_linear": (POINTER(WeightConfig), _POINTER),
     "argmax": (*_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "sample": (POINTER(SamplingConfig), *_MATRIX, _SIZE, _SIZE, _POINTER, _POINTER),
     "run_plan": (_POINTER, _SIZE, POINTER(Step), _POINTER, POINTER(_SIZE)),

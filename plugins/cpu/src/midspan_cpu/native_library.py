@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import byref, c_char_p, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int32, c_int64, c_uint32, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
@@ -30,6 +30,7 @@ from midspan_cpu.native_interface import (
     RotaryConfig,
     SamplingConfig,
     Step,
+    WeightConfig,
 )
 
 __all__ = [
@@ -41,14 +42,12 @@ __all__ = [
     "NativeLibrary",
     "RotaryConfig",
     "Unavailable",
+    "WeightConfig",
     "load_native_library",
 ]
 
 FILE_NAME = "libmidspan_cpu_native.so"
 NO_INSTRUCTION_SET = "none"
-
-PROVEN = ("avx2", "portable")
-"""Sets whose kernels have passed their tests on a processor; the others are taken only by name."""
 
 SPIN_MICROSECONDS = 50
 """How long an idle thread polls before it sleeps: longer than the gap between two kernels of a step."""
@@ -110,15 +109,19 @@ class NativeLibrary:
         """Ask for huge pages under ``size`` bytes, before they are first written."""
         self._library.midspan_cpu_advise_huge_pages(address, size)
 
-    def packed_linear_bytes(self, weight_format: int, n: int, k: int) -> int:
-        """Bytes of a packed [n, k] weight; 0 when it is not supported."""
-        size: int = self._library.midspan_cpu_packed_linear_bytes(weight_format, n, k)
+    def dense_format(self, weight_type: int, input_type: int) -> int:
+        """The dense format in which a weight of a type is multiplied fastest with inputs of a type."""
+        code: int = self._library.midspan_cpu_dense_format(self._context, weight_type, input_type)
+        return code
+
+    def packed_linear_bytes(self, weight: WeightConfig) -> int:
+        """Bytes of a packed weight; 0 when it is not supported. Reads no address."""
+        size: int = self._library.midspan_cpu_packed_linear_bytes(byref(weight))
         return size
 
-    def pack_linear(self, weight_format: int, source: int, row_bytes: int, n: int, k: int, packed: int) -> None:
-        """Pack a weight [n, k], whose rows lie ``row_bytes`` apart, to ``packed`` (64-byte aligned)."""
-        pack = self._library.midspan_cpu_pack_linear
-        self._check(pack(self._context, weight_format, source, row_bytes, n, k, packed))
+    def pack_linear(self, weight: WeightConfig, packed: int) -> None:
+        """Pack a weight to ``packed`` (64-byte aligned)."""
+        self._check(self._library.midspan_cpu_pack_linear(self._context, byref(weight), packed))
 
     def argmax(self, logits: int, stride: int, rows: int, columns: int, ids: int, failed: int) -> None:
         """Largest column of each float32 row to int32 ids; uint8 failed marks rows that cannot be sampled."""
@@ -176,7 +179,7 @@ def load_native_library(
     """Open the library and make a context.
 
     Args:
-        instruction_set: a name; None for the fastest of ``PROVEN``; ``"none"`` for no native kernels.
+        instruction_set: a name; None for the fastest; ``"none"`` for no native kernels.
         threads: threads that share the work, the calling one included.
         parallel_for: address of a function with the signature of ``torch_parallel_for`` through which
             to reach other threads; None: the context has threads of its own.
@@ -200,7 +203,7 @@ def load_native_library(
     _declare(library)
     sets = _runnable_sets(library)
     if instruction_set is None:
-        instruction_set = next(name for name in sets if name in PROVEN)
+        instruction_set = sets[0]
     elif instruction_set not in sets:
         raise SettingsError(
             f"instruction set '{instruction_set}' cannot be used on this processor.",
@@ -244,7 +247,8 @@ def _declare(library: ctypes.CDLL) -> None:
         "destroy": ((c_void_p,), None),
         "instruction_set": ((c_void_p,), c_char_p),
         "advise_huge_pages": ((c_void_p, c_int64), None),
-        "packed_linear_bytes": ((c_int32, c_int64, c_int64), c_int64),
+        "dense_format": ((c_void_p, c_int32, c_int32), c_int32),
+        "packed_linear_bytes": ((POINTER(WeightConfig),), c_int64),
     }
     for name, (arguments, result) in signatures.items():
         function = getattr(library, f"midspan_cpu_{name}")

@@ -5,6 +5,7 @@ features before tokens, keys above values, made when it is first written. So not
 accident, and reading, writing and migration really convert. Knows no request.
 
 Invariants: ``memory_bytes`` counts every block, made or not; a block never written reads as zeros.
+Types of 8 bits are counted as such and held as the float32 numbers that they stand for.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from midspan.errors import GraphError, MidspanError
 from midspan.interface.cache import CacheGroup, CacheLayout
-from midspan.runtimes.reference.element_types import element_type
+from midspan.runtimes.reference.cached_rows import cache_type, rounded
 
 Array = NDArray[Any]
 
@@ -48,7 +49,8 @@ class SimulatedCache:
         self.blocks = blocks
         self._holds_data = holds_data
         self._before_access = before_access
-        self._dtype = element_type(layout.dtype)
+        element = cache_type(layout.dtype)
+        self._dtype = np.dtype(np.float32) if element.itemsize == 1 else element
         self._memory_bytes = sum(count * size for count, size in zip(blocks, block_bytes, strict=True))
         self._counts = {group.name: count for group, count in zip(layout.groups, blocks, strict=True)}
         self._groups = {group.name: group for group in layout.groups}
@@ -80,8 +82,8 @@ class SimulatedCache:
         for place, block in enumerate(blocks):
             if self._holds_data:
                 turned = self._made(group, int(block)).transpose(0, 3, 1, 2)
-                turned[..., : facts.key_size] = data[:, 0, place, ..., : facts.key_size]
-                turned[..., facts.key_size :] = data[:, 1, place, ..., : facts.value_size]
+                turned[..., : facts.key_size] = self._kept(data[:, 0, place, ..., : facts.key_size])
+                turned[..., facts.key_size :] = self._kept(data[:, 1, place, ..., : facts.value_size])
 
     def copy(self, group: str, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, each pair (from, to); all are read before any is written."""
@@ -132,6 +134,9 @@ class SimulatedCache:
         """
         if not self._open:
             raise MidspanError("The cache was closed.")
+
+    def _kept(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return rounded(rows, self.layout.dtype)
 
     def _canonical_shape(self, facts: CacheGroup, blocks: int) -> tuple[int, ...]:
         width = max(facts.key_size, facts.value_size)

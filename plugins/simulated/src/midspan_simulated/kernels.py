@@ -17,6 +17,7 @@ from midspan.errors import MidspanError
 from midspan.interface.kernel import Kernel, KernelSite, No, Support
 from midspan.interface.weights import DENSE
 from midspan.runtimes.reference import KERNELS
+from midspan.runtimes.reference.cached_rows import CachedRows
 from midspan_simulated.array_space import ArraySpace
 from midspan_simulated.cache import SimulatedCache
 from midspan_simulated.packed_weights import unpacked
@@ -73,10 +74,10 @@ def _readable(site: KernelSite, quantizations: Collection[str]) -> KernelSite:
 class _Layer:
     """One layer's blocks under numbers of their own, as the definition of attention wants them."""
 
-    def __init__(self, keys: NDArray[Any], values: NDArray[Any]) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, keys: NDArray[Any], values: NDArray[Any], dtype: str) -> None:
+        self.keys, self.values = CachedRows.encode(keys, dtype), CachedRows.encode(values, dtype)
 
-    def layer(self, group: str, layer: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def layer(self, group: str, layer: int) -> tuple[CachedRows, CachedRows]:
         return self.keys, self.values
 
 
@@ -92,12 +93,13 @@ def _attention(space: ArraySpace, site: KernelSite) -> Callable[..., Any]:
         size = cache.layout.block_size
         written = np.unique(slots // size)
         blocks = np.unique(np.concatenate((written, block_table.reshape(-1))))
-        held = _Layer(*cache.layer(group, layer, blocks.tolist()))
+        held = _Layer(*cache.layer(group, layer, blocks.tolist()), cache.layout.dtype)
         own_table = np.searchsorted(blocks, block_table).astype(np.int32)
         own_slots = (np.searchsorted(blocks, slots // size) * size + slots % size).astype(np.int32)
         result = run(*leading, own_table, own_slots, held)
         places = np.searchsorted(blocks, written)
-        cache.put_layer(group, layer, written.tolist(), held.keys[places], held.values[places])
+        keys, values = held.keys[places].decode(), held.values[places].decode()
+        cache.put_layer(group, layer, written.tolist(), keys, values)
         return space.put(result)
 
     return on_device

@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from midspan.interface.cache import CACHE_ELEMENT_BYTES, CACHE_SCALE_BYTES
 from midspan.interface.graph import ACTIVATION, Graph, Node, Value
 from midspan.runtimes.reference.element_types import element_type
 
@@ -142,7 +143,7 @@ class _Sizes:
         self, graph: Graph, weight_bytes: Mapping[str, int], dtype: str, cache_dtype: str, devices: int
     ) -> None:
         self.devices = devices
-        self.cache_bytes = element_type(cache_dtype).itemsize
+        self.cache_bytes, self.scale_bytes = CACHE_ELEMENT_BYTES[cache_dtype], CACHE_SCALE_BYTES.get(cache_dtype, 0)
         self._values = graph.values
         self._weights = graph.weights
         self._weight_bytes = weight_bytes
@@ -249,6 +250,6 @@ def _attention(node: Node, sizes: _Sizes) -> AttentionWork:
     return AttentionWork(
         window=attributes["window"],
         pair_operations=2.0 * heads * width,
-        token_bytes=float(kv_heads * width * sizes.cache_bytes),
+        token_bytes=float(kv_heads * (width * sizes.cache_bytes + 2 * sizes.scale_bytes)),
         row_bytes=sizes.row(node.inputs[0]) + sizes.row(node.outputs[0]),
     )

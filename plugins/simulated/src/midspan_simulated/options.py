@@ -13,6 +13,7 @@ from typing import Any
 
 from midspan.errors import SettingsError
 from midspan.interface.operations import OPERATIONS
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES
 from midspan.runtimes.reference.element_types import ELEMENT_TYPES
 from midspan_simulated.fault_plan import FAULTS, Fault, read_faults
 from midspan_simulated.stored_weights import STORED_FORMATS
@@ -208,12 +209,13 @@ def _option(
 
 
 _TYPES = tuple(ELEMENT_TYPES)
+_CACHE_TYPES = tuple(CACHE_TYPES)
 
 OPTIONS: tuple[OptionRecord, ...] = (
     _option("numerics", "on|off", "on", _switch, "Off: no weight is loaded, nothing computed; memory still counts."),
     _option("memory", "SIZE", "the sheet's, or 4GiB", _bytes, "Memory of one device: bytes, or 4GiB, 80GB."),
     _option("dtypes", "TYPE,...", "the sheet's, or float32", _words(_TYPES), "Activation types claimed, in order."),
-    _option("cache_dtypes", "TYPE,...", "as dtypes", _words(_TYPES), "Cache element types claimed, in order."),
+    _option("cache_dtypes", "TYPE,...", "as dtypes", _words(_CACHE_TYPES), "Cache element types claimed, in order."),
     _option("block_sizes", "N,...", "24,7,16; 16,24,7 with a sheet", _integers, "Tokens per cache block, in order."),
     _option("quantizations", "FORMAT,...", "none", _words(QUANTIZATIONS), "Packed weight formats claimed: gguf.q8_0."),
     _option("batch_invariant", "on|off", "off", _switch, "Claim that neighbours do not change a request's tokens."),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from midspan.interface.cache import CacheGroup, CacheLayout, block_bytes
+from midspan.interface.cache import CacheGroup, CacheLayout, packed_block_bytes
 from midspan.interface.device import Bounds
 from midspan.interface.graph import ACTIVATION, Graph, Value
 from midspan.runtimes.reference.element_types import element_type
@@ -33,13 +33,11 @@ def weights_bytes(graph: Graph, stored: Mapping[str, int], devices: int) -> int:
 
 def cache_block_bytes(layout: CacheLayout, devices: int) -> tuple[int, ...]:
     """Bytes of one block of each group on all devices; a head that does not divide is kept by several."""
-    element = element_type(layout.dtype).itemsize
 
-    def size(group: CacheGroup) -> int:
-        whole = block_bytes(group, layout.block_size, element)
+    def size(group: CacheGroup, whole: int) -> int:
         return whole * devices * math.ceil(group.kv_heads / devices) // group.kv_heads
 
-    return tuple(size(group) for group in layout.groups)
+    return tuple(size(*each) for each in zip(layout.groups, packed_block_bytes(layout), strict=True))
 
 
 def activation_bytes(graph: Graph, bounds: Bounds, devices: int) -> int:

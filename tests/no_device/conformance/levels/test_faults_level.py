@@ -104,8 +104,8 @@ def test_numbers_that_are_none_and_stay_in_blocks_are_found(subject_of: SubjectO
     class Masks(ReferenceCache):
         def layer(self, group: str, layer: int) -> Any:
             keys, values = super().layer(group, layer)
-            if np.isnan(keys[1:]).any():
-                values[1:] = np.nan
+            if np.isnan(keys.data[1:]).any():
+                values.data[1:] = np.nan
             return keys, values
 
     definition = next(kernel for kernel in KERNELS if kernel.op == "attention")

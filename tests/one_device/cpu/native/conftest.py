@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from midspan_cpu.native_interface import OPERATIONS, Instruction, Matrix, Step
+from midspan_cpu.native_interface import (
+    DENSE_FORMATS,
+    OPERATIONS,
+    SCALED_FORMATS,
+    Instruction,
+    Matrix,
+    Step,
+    WeightConfig,
+)
 from midspan_cpu.native_library import (
     ELEMENT_TYPES,
     GATE_FUNCTIONS,
@@ -24,6 +32,8 @@ from midspan_cpu.native_library import (
     RotaryConfig,
     load_native_library,
 )
+
+WEIGHT_FORMATS = {**DENSE_FORMATS, **GGUF_FORMATS, **SCALED_FORMATS}
 
 Array = NDArray[Any]
 DTYPES: dict[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
@@ -60,6 +70,7 @@ class PackedLinear:
     n: int
     k: int
     code: int
+    group: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,13 +91,29 @@ class Kernels:
     def __init__(self, library: NativeLibrary) -> None:
         self.library = library
 
-    def pack(self, weight: Array, weight_format: str | None = None, k: int | None = None) -> PackedLinear:
-        """Pack a dense [n, k] array, or GGUF bytes [n, bytes] of k columns."""
-        code = code_of(weight) if weight_format is None else GGUF_FORMATS[weight_format]
-        n, columns = weight.shape[0], weight.shape[1] if k is None else k
-        memory = aligned_bytes(self.library.packed_linear_bytes(code, n, columns))
-        self.library.pack_linear(code, address(weight), weight.strides[0], n, columns, address(memory))
-        return PackedLinear(memory=memory, n=n, k=columns, code=code)
+    def pack(
+        self,
+        weight: Array,
+        weight_format: str | None = None,
+        k: int | None = None,
+        scales: Array | None = None,
+        zeros: Array | None = None,
+    ) -> PackedLinear:
+        """Pack a dense [n, k] array, or rows of a format of k columns with the numbers that belong to it."""
+        columns = weight.shape[1] if k is None else k
+        config = WeightConfig(
+            rows=address(weight),
+            row_bytes=weight.strides[0],
+            scales=None if scales is None else address(scales),
+            zeros=None if zeros is None else address(zeros),
+            n=weight.shape[0],
+            k=columns,
+            group=0 if zeros is None else columns // zeros.shape[1],
+            format=code_of(weight) if weight_format is None else WEIGHT_FORMATS[weight_format],
+        )
+        memory = aligned_bytes(self.library.packed_linear_bytes(config))
+        self.library.pack_linear(config, address(memory))
+        return PackedLinear(memory=memory, n=config.n, k=config.k, code=config.format, group=config.group)
 
     def linear(
         self,
@@ -97,6 +124,7 @@ class Kernels:
         output: str | None = None,
         scale: float = 1.0,
         soft_cap: float = 0.0,
+        order: Array | None = None,
     ) -> Array:
         y = np.full((len(x), packed.n), 77, DTYPES[output] if output else x.dtype)
         config = LinearConfig(
@@ -109,6 +137,8 @@ class Kernels:
             output_type=code_of(y),
             scale=scale,
             soft_cap=soft_cap,
+            group=packed.group,
+            order=None if order is None else address(order),
         )
         self._run("linear", len(x), config=addressof(config), x=matrix(x), y=matrix(y))
         return y

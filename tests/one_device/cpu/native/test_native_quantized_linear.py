@@ -10,17 +10,47 @@ import numpy as np
 import pytest
 from gguf.quants import dequantize, quantize
 
+from midspan_cpu.native_interface import WeightConfig
+
 TYPES = {
     "gguf.q4_0": gguf.GGMLQuantizationType.Q4_0,
     "gguf.q4_1": gguf.GGMLQuantizationType.Q4_1,
     "gguf.q8_0": gguf.GGMLQuantizationType.Q8_0,
+    "gguf.q5_0": gguf.GGMLQuantizationType.Q5_0,
+    "gguf.q5_1": gguf.GGMLQuantizationType.Q5_1,
 }
+OF_256 = {
+    "gguf.q4_k": (gguf.GGMLQuantizationType.Q4_K, 144, (0, 2)),
+    "gguf.q5_k": (gguf.GGMLQuantizationType.Q5_K, 176, (0, 2)),
+    "gguf.q6_k": (gguf.GGMLQuantizationType.Q6_K, 210, (208,)),
+}
+"""Formats of blocks of 256 columns: the package's name, bytes of a block, where its fp16 numbers are."""
 
 
 def quantized(rng: np.random.Generator, n: int, k: int, name: str) -> tuple[Any, Any]:
     """The file's bytes and what they stand for, in float64."""
     blocks = quantize(rng.standard_normal((n, k)).astype(np.float32), TYPES[name])
     return blocks, dequantize(blocks, TYPES[name]).astype(np.float64)
+
+
+def random_blocks(rng: np.random.Generator, n: int, k: int, name: str) -> tuple[Any, Any]:
+    """Blocks of any bits with numbers of usual size, and what they stand for, in float64."""
+    kind, size, halves = OF_256[name]
+    blocks = rng.integers(0, 256, (n, k // 256, size)).astype(np.uint8)
+    for at in halves:
+        blocks[..., at : at + 2] = rng.uniform(0.001, 0.02, (n, k // 256, 1)).astype(np.float16).view(np.uint8)
+    blocks = blocks.reshape(n, -1)
+    return blocks, dequantize(blocks, kind).astype(np.float64)
+
+
+def int4_groups(rng: np.random.Generator, n: int, k: int, group: int) -> tuple[Any, Any, Any, Any]:
+    """Nibbles, scales and zeros, and what they stand for, in float64."""
+    quants = rng.integers(0, 16, (n, k)).astype(np.uint8)
+    scales = rng.uniform(0.01, 0.1, (n, k // group)).astype(np.float32)
+    zeros = rng.integers(0, 17, (n, k // group)).astype(np.uint8)
+    wide = np.repeat(scales, group, axis=1), np.repeat(zeros, group, axis=1).astype(np.float64)
+    weight = (quants - wide[1]) * wide[0].astype(np.float64)
+    return quants[:, ::2] | quants[:, 1::2] << 4, scales, zeros, weight
 
 
 def allowed_error(x: Any, weight: Any, rounding: float) -> Any:
@@ -43,6 +73,54 @@ def test_quantized_linear_is_the_product_with_the_unpacked_weight(
     y = kernels.linear(x, kernels.pack(blocks, name, k))
     expected = x.astype(np.float64) @ weight.T
     assert (np.abs(y - expected) <= allowed_error(x, weight, 2**-24)).all()
+
+
+@pytest.mark.parametrize("name", OF_256)
+@pytest.mark.parametrize(("rows", "n", "k"), [(1, 16, 256), (3, 17, 512), (70, 33, 1536)])
+def test_blocks_of_256_are_multiplied_without_unpacking(
+    kernels: Any, rng: np.random.Generator, name: str, rows: int, n: int, k: int
+) -> None:
+    blocks, weight = random_blocks(rng, n, k, name)
+    x = rng.standard_normal((rows, k)).astype(np.float32)
+    packed = kernels.pack(blocks, name, k)
+    y = kernels.linear(x, packed)
+    # The product of a scale and its block's is rounded; scale * q and the minimum are up to 31 times the weight's size.
+    allowed = allowed_error(x, weight, 2**-24) * 8
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= allowed).all()
+    alone = np.concatenate([kernels.linear(x[row : row + 1], packed) for row in range(rows)])
+    assert y.tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize(("rows", "n"), [(1, 16), (3, 17), (70, 33)])
+def test_groups_of_four_bits_are_multiplied_without_unpacking(
+    kernels: Any, rng: np.random.Generator, rows: int, n: int, group: int
+) -> None:
+    k = 3 * 128
+    nibbles, scales, zeros, weight = int4_groups(rng, n, k, group)
+    x = rng.standard_normal((rows, k)).astype(np.float32)
+    packed = kernels.pack(nibbles, "int4.group", k, scales=scales, zeros=zeros)
+    y = kernels.linear(x, packed)
+    assert (np.abs(y - x.astype(np.float64) @ weight.T) <= allowed_error(x, weight, 2**-24)).all()
+    alone = np.concatenate([kernels.linear(x[row : row + 1], packed) for row in range(rows)])
+    assert y.tobytes() == alone.tobytes()
+    order = rng.permutation(k).astype(np.int32)
+    mixed = np.empty_like(x)
+    mixed[:, order] = x
+    assert kernels.linear(mixed, packed, order=order).tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize(("group", "k"), [(16, 64), (48, 96), (64, 96), (0, 64)])
+def test_groups_that_do_not_fit_are_not_packed(kernels: Any, group: int, k: int) -> None:
+    assert kernels.library.packed_linear_bytes(WeightConfig(format=35, n=16, k=k, group=group)) == 0
+
+
+@pytest.mark.parametrize("name", OF_256)
+def test_embedding_unpacks_blocks_of_256_exactly(kernels: Any, rng: np.random.Generator, name: str) -> None:
+    blocks, weight = random_blocks(rng, 30, 512, name)
+    ids = np.array([0, 29, 7, 7, 13], np.int32)
+    y = kernels.embedding(ids, blocks, output="float32", weight_format=name, columns=512)
+    assert y.tobytes() == weight[ids].astype(np.float32).tobytes()
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -86,7 +164,7 @@ def test_an_input_that_is_not_finite_spoils_its_row_and_no_other(
 
 
 def test_a_width_that_is_no_multiple_of_32_is_not_packed(kernels: Any) -> None:
-    assert kernels.library.packed_linear_bytes(17, 16, 48) == 0
+    assert kernels.library.packed_linear_bytes(WeightConfig(format=17, n=16, k=48)) == 0
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -27,6 +27,7 @@ from midspan.conformance.subject import Subject
 from midspan.devices.contract import check_block_bytes, check_cache
 from midspan.interface import PADDING_BLOCK, Cache, CacheGroup, CacheLayout
 from midspan.runtimes.reference.cache import ReferenceCache
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES, rounded
 
 LEVEL = "caches"
 
@@ -89,20 +90,20 @@ def _allocated(subject: Subject, layout: CacheLayout, blocks: tuple[int, ...] = 
         cache.close()
 
 
-def _canonical(group: CacheGroup, blocks: int, block_size: int, random: np.random.Generator) -> Float32:
-    """Random content of blocks, exact in every type; zeros where the narrower of key and value ends."""
+def _canonical(group: CacheGroup, blocks: int, layout: CacheLayout, random: np.random.Generator) -> Float32:
+    """Random content of blocks, exact in the cache's type; zeros where the narrower of key and value ends."""
     width = max(group.key_size, group.value_size)
-    data = grid(random, (group.layers, 2, blocks, block_size, group.kv_heads, width))
+    data = grid(random, (group.layers, 2, blocks, layout.block_size, group.kv_heads, width))
     data[:, 0, ..., group.key_size :] = 0.0
     data[:, 1, ..., group.value_size :] = 0.0
-    return data
+    return rounded(data, layout.dtype) if layout.dtype in CACHE_TYPES else data
 
 
 def _filled(cache: Cache, random: np.random.Generator) -> dict[str, Float32]:
     """Write all blocks but the padding block, out of order; returns what they hold, block by block."""
     held = {}
     for group, count in zip(cache.layout.groups, cache.blocks, strict=True):
-        data = _canonical(group, count, cache.layout.block_size, random)
+        data = _canonical(group, count, cache.layout, random)
         order = [int(block) for block in 1 + random.permutation(count - 1)]
         cache.write(group.name, order, data[:, :, order])
         held[group.name] = data
@@ -143,7 +144,7 @@ def _write_and_read(subject: Subject, layout: CacheLayout) -> None:
             _require_equal(cache.read(name, backwards), data[:, :, backwards], f"group '{name}' read backwards")
             _require_equal(cache.read(name, []), data[:, :, :0], f"no block of group '{name}'")
             cache.write(name, [], data[:, :, :0])
-            wide = np.repeat(_canonical(group, 2, layout.block_size, random), 2, axis=-1)
+            wide = np.repeat(_canonical(group, 2, layout, random), 2, axis=-1)
             data[:, :, [2, 4]] = wide[..., ::2]
             cache.write(name, [2, 4], wide[..., ::2])
             _require(cache, held, f"after two blocks of '{name}' were written again")
@@ -168,7 +169,7 @@ def _host_copies(subject: Subject, layout: CacheLayout) -> None:
                 first[...] = -first - 1
             if not np.array_equal(cache.read(group.name, [1, 2]), kept):
                 raise CheckFailed(f"blocks of group '{group.name}' changed when the array that was read was written to")
-            data = _canonical(group, 2, layout.block_size, random)
+            data = _canonical(group, 2, layout, random)
             cache.write(group.name, [1, 2], data)
             written = cache.read(group.name, [1, 2]).copy()
             data[...] = -data - 1
@@ -196,7 +197,7 @@ def _padding_block(subject: Subject, layout: CacheLayout) -> None:
     with _allocated(subject, layout) as cache:
         held = _filled(cache, random)
         for group in layout.groups:
-            data = _canonical(group, 1, layout.block_size, random)
+            data = _canonical(group, 1, layout, random)
             cache.write(group.name, [PADDING_BLOCK], data)
             if cache.read(group.name, [PADDING_BLOCK]).shape != data.shape:
                 raise CheckFailed(f"the padding block of group '{group.name}' is read in another shape than others")

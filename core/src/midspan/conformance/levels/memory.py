@@ -23,8 +23,7 @@ from midspan.conformance.stepping import Stepping
 from midspan.conformance.subject import Subject
 from midspan.conformance.tiny_model import TinyModel, tiny_model
 from midspan.errors import OutOfDeviceMemory
-from midspan.interface import Batch, Device, MemoryReport, block_bytes
-from midspan.runtimes.reference.element_types import ELEMENT_TYPES
+from midspan.interface import CACHE_ELEMENT_BYTES, Batch, Device, MemoryReport, block_bytes
 
 LEVEL = "memory"
 VOCABULARY = 16384
@@ -87,7 +86,7 @@ def counted(subject: Subject) -> None:
         stepping.program.close()
         end = _memory(device).used_bytes
     weights = int(LEAST_WEIGHT_BYTES * sum(math.prod(weight.shape) for weight in model.graph.weights.values()))
-    element = ELEMENT_TYPES[stepping.layout.dtype].itemsize if stepping.layout.dtype in ELEMENT_TYPES else 1
+    element = CACHE_ELEMENT_BYTES.get(stepping.layout.dtype, 1)
     blocks = zip(stepping.layout.groups, stepping.cache.blocks, strict=True)
     numbers = sum(count * block_bytes(group, stepping.layout.block_size, element) for group, count in blocks)
     _within("program", program_claim, weights, alone - start)

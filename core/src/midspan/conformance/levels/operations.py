@@ -24,8 +24,8 @@ from midspan.conformance.subject import Subject
 from midspan.conformance.tiny_model import CONFIGS, tiny_model
 from midspan.errors import DeviceLost, UnsupportedOperation
 from midspan.interface import OPERATIONS, Device, NodePlacement
-from midspan.runtimes.reference.element_types import ELEMENT_TYPES
-from midspan.weights.quantization import FORMATS
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES
+from midspan.weights.quantization import KNOWN_FORMATS
 
 LEVEL = "operations"
 SHOWN = 8
@@ -76,7 +76,7 @@ def _attention_checks(subject: Subject) -> Iterator[Check]:
 
 def unknown_cache_type(cache_dtype: str) -> str | None:
     """Why a claimed cache type cannot be held against the reference, or None."""
-    if cache_dtype in ELEMENT_TYPES:
+    if cache_dtype in CACHE_TYPES:
         return None
     return f"the cache type {cache_dtype} is the device's own, and the reference has none to compare it with"
 
@@ -151,7 +151,7 @@ def _kernel_checks(subject: Subject) -> Iterator[Check]:
 def _packed_checks(subject: Subject) -> Iterator[Check]:
     claims = subject.capabilities
     yield Check(level=LEVEL, name="quantizations-are-known", run=lambda: _require_known(subject), quick=True)
-    for name in FORMATS:
+    for name in KNOWN_FORMATS:
         for dtype in claims.dtypes:
             setting = Setting(dtype=dtype, cache_dtype=claims.cache_dtypes[0], block_size=claims.block_sizes[0])
             cases = functools.partial(_packed, name)
@@ -165,9 +165,11 @@ def _packed_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _require_known(subject: Subject) -> None:
-    unknown = sorted(set(subject.capabilities.quantizations) - set(FORMATS))
+    unknown = sorted(set(subject.capabilities.quantizations) - set(KNOWN_FORMATS))
     if unknown:
-        raise CheckFailed(f"claims {', '.join(unknown)}, which the core never gives; it knows {', '.join(FORMATS)}")
+        raise CheckFailed(
+            f"claims {', '.join(unknown)}, which the core never gives; it knows {', '.join(KNOWN_FORMATS)}"
+        )
 
 
 def _packed(name: str) -> list[OperationCase]:

@@ -8,10 +8,12 @@ cache only as rows of keys and values by slot.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
+
+from midspan.runtimes.reference.cached_rows import CachedRows
 
 Array = NDArray[Any]
 Int32 = NDArray[np.int32]
@@ -21,7 +23,7 @@ Float32 = NDArray[np.float32]
 class LayerCache(Protocol):
     """What the definition needs of a cache."""
 
-    def layer(self, group: str, layer: int) -> tuple[Array, Array]:
+    def layer(self, group: str, layer: int) -> tuple[Union[CachedRows, Array], Union[CachedRows, Array]]:
         """Writable views of keys and values, [blocks, block_size, kv_heads, size] each."""
         ...
 
@@ -67,11 +69,13 @@ def attention(
     Returns:
         [T, heads * value_size] in the query's type.
     """
-    keys, values = cache.layer(group, layer)
-    block_size = keys.shape[1]
-    keys, values = keys.reshape(-1, kv_heads, key_size), values.reshape(-1, kv_heads, value_size)
-    keys[slots] = key.reshape(-1, kv_heads, key_size).astype(keys.dtype)
-    values[slots] = value.reshape(-1, kv_heads, value_size).astype(values.dtype)
+    keys, values = (
+        stored if isinstance(stored, CachedRows) else CachedRows(data=stored) for stored in cache.layer(group, layer)
+    )
+    block_size = keys.data.shape[1]
+    keys, values = keys.by_slot(), values.by_slot()
+    keys.put(slots, key.reshape(-1, kv_heads, key_size))
+    values.put(slots, value.reshape(-1, kv_heads, value_size))
 
     queries = np.ascontiguousarray(query.astype(np.float32)).reshape(-1, kv_heads, heads // kv_heads, key_size)
     slopes = None if alibi_slopes is None else np.array(alibi_slopes, np.float32).reshape(kv_heads, -1, 1)
@@ -83,7 +87,7 @@ def attention(
         oldest = _first_seen(first_position, window)
         seen = np.arange(oldest, context)
         rows = block_table[request, seen // block_size] * block_size + seen % block_size
-        past_keys, past_values = keys[rows].astype(np.float32), values[rows].astype(np.float32)
+        past_keys, past_values = keys[rows].decode(), values[rows].decode()
         for token in range(start, end):
             position = first_position + token - start
             first = _first_seen(position, window)

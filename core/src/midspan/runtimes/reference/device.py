@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from midspan.errors import OutOfDeviceMemory, SettingsError
-from midspan.interface.cache import Cache, CacheLayout, block_bytes
+from midspan.interface.cache import Cache, CacheLayout, packed_block_bytes
 from midspan.interface.capabilities import Capabilities
 from midspan.interface.collectives import DeviceGroup
 from midspan.interface.device import Bounds, DeviceInfo, MemoryReport
@@ -29,9 +29,11 @@ from midspan.interface.weights import PackedTensor, WeightSource
 from midspan.runtimes.placement import Choice, choose_kernels
 from midspan.runtimes.reference.array_library import HOST_ARRAYS, ArrayLibrary
 from midspan.runtimes.reference.cache import ReferenceCache
-from midspan.runtimes.reference.element_types import ELEMENT_TYPES, element_type
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES, cache_type
+from midspan.runtimes.reference.element_types import ELEMENT_TYPES
 from midspan.runtimes.reference.kernels import KERNELS
 from midspan.runtimes.reference.program import ReferenceProgram, working_bytes
+from midspan.weights.array_formats import ARRAY_FORMATS
 
 if TYPE_CHECKING:
     from midspan.runtimes.reference.socket_collectives import SocketCollectives
@@ -40,8 +42,9 @@ NAME = "reference"
 
 CAPABILITIES = Capabilities(
     dtypes=tuple(ELEMENT_TYPES),
-    cache_dtypes=tuple(ELEMENT_TYPES),
+    cache_dtypes=tuple(CACHE_TYPES),
     block_sizes=(16, 8, 4, 1, 32, 64, 128),
+    quantizations=tuple(ARRAY_FORMATS),
     max_world_size=8,
     batch_invariant=True,
     deterministic=True,
@@ -120,8 +123,8 @@ class ReferenceDevice:
 
     def block_bytes(self, layout: CacheLayout) -> tuple[int, ...]:
         """Bytes of a block of each group, without padding."""
-        element = element_type(layout.dtype).itemsize
-        return tuple(block_bytes(group, layout.block_size, element) for group in layout.groups)
+        cache_type(layout.dtype)  # refuses a type that is not defined, and says which are
+        return packed_block_bytes(layout)
 
     def memory(self) -> MemoryReport:
         """Memory of the host or of the device; used: programs and caches that are open."""

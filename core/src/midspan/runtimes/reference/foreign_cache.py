@@ -17,31 +17,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from midspan.interface.cache import Cache, CacheGroup
-from midspan.runtimes.reference.element_types import ELEMENT_TYPES
+from midspan.runtimes.reference.cached_rows import CACHE_TYPES, CachedRows
 
 
 class _Copy:
     """Blocks of one group under numbers of their own, as the definition wants them."""
 
     def __init__(self, data: NDArray[np.float32], group: CacheGroup, dtype: str) -> None:
-        element = ELEMENT_TYPES.get(dtype, data.dtype)
-        self._keys = data[:, 0, ..., : group.key_size].astype(element)
-        self._values = data[:, 1, ..., : group.value_size].astype(element)
+        element = dtype if dtype in CACHE_TYPES else "float32"
+        self._keys = CachedRows.encode(data[:, 0, ..., : group.key_size].copy(), element)
+        self._values = CachedRows.encode(data[:, 1, ..., : group.value_size].copy(), element)
 
-    def layer(self, group: str, layer: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def layer(self, group: str, layer: int) -> tuple[CachedRows, CachedRows]:
         return self._keys[layer], self._values[layer]
 
     def store(self, layer: int, slots: NDArray[Any], key: NDArray[Any], value: NDArray[Any]) -> None:
-        for array, new in zip(self.rows(layer), (key, value), strict=True):
-            array[slots] = new.reshape(len(slots), *array.shape[1:])
+        for rows, new in zip(self.rows(layer), (key, value), strict=True):
+            rows.put(slots, new.reshape(len(slots), *rows.data.shape[1:]))
 
-    def rows(self, layer: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def rows(self, layer: int) -> tuple[CachedRows, CachedRows]:
         """Views of keys and values by slot, [slots, kv_heads, size] each."""
-        keys, values = self._keys[layer], self._values[layer]
-        return keys.reshape(-1, *keys.shape[2:]), values.reshape(-1, *values.shape[2:])
+        return self._keys[layer].by_slot(), self._values[layer].by_slot()
 
     def canonical(self, blocks: NDArray[Any]) -> NDArray[np.float32]:
-        keys, values = self._keys[:, blocks], self._values[:, blocks]
+        keys, values = self._keys[:, blocks].decode(), self._values[:, blocks].decode()
         width = max(keys.shape[-1], values.shape[-1])
         data = np.zeros((keys.shape[0], 2, *keys.shape[1:-1], width), np.float32)
         data[:, 0, ..., : keys.shape[-1]] = keys
@@ -72,13 +71,13 @@ def through_copies(definition: Callable[..., Any], group_name: str, layer: int) 
         own_slots = (np.searchsorted(blocks, slots // size) * size + slots % size).astype(np.int32)
         own_written = np.searchsorted(blocks, written)
         copy = _Copy(cache.read(group_name, blocks.tolist()), group, dtype)
-        if dtype not in ELEMENT_TYPES:
+        if dtype not in CACHE_TYPES:
             copy.store(layer, own_slots, key, value)
             _write(cache, group_name, written, copy.canonical(own_written))
             copy = _Copy(cache.read(group_name, blocks.tolist()), group, dtype)
-            key, value = (array[own_slots] for array in copy.rows(layer))
+            key, value = (rows[own_slots].decode() for rows in copy.rows(layer))
         result = definition(query, key, value, query_starts, context_lengths, own_table, own_slots, copy)
-        if dtype in ELEMENT_TYPES:
+        if dtype in CACHE_TYPES:
             _write(cache, group_name, written, copy.canonical(own_written))
         return result
 

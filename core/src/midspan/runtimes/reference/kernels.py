@@ -1,8 +1,8 @@
 """The definitions of all operations as a table of kernels.
 
 Weights are rounded to the activation type, as a checkpoint of that type would
-have them, and kept in float32 where they are multiplied. Knows nothing about
-graphs.
+have them, and kept in float32 where they are multiplied; packed ones are unpacked
+when a node is prepared. Knows nothing about graphs.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from midspan.interface.kernel import Kernel, KernelSite, No, Support, Yes
-from midspan.interface.weights import DENSE
 from midspan.runtimes.reference.activations import ACTIVATIONS
-from midspan.runtimes.reference.element_types import element_type
 from midspan.runtimes.reference.operations import REFERENCE
+from midspan.runtimes.reference.packed_weights import READABLE, DynamicInt8, WeightOperand, weight_operand
 
 KERNEL_NAME = "numpy"
 
 
 def _supports(site: KernelSite) -> Support:
     for role, tensor in site.weights.items():
-        if tensor.format != DENSE:
-            return No(f"takes dense weights, and '{role}' is packed as {tensor.format}")
+        if tensor.format not in READABLE:
+            return No(f"takes {', '.join(READABLE)}, and '{role}' is packed as {tensor.format}")
     function = site.node.attributes.get("function")
     if function is not None and function not in ACTIVATIONS:
         return No(f"has no function {function!r}, only {', '.join(ACTIVATIONS)}")
     return Yes()
 
 
-def _weight(site: KernelSite, role: str) -> NDArray[Any]:
+def _weight(site: KernelSite, role: str) -> WeightOperand:
     if site.node.op == "route":  # ranks are decided by differences that 16 bits would not keep
         return site.weights[role].parts["data"].astype(np.float32, copy=False)
-    rounded = site.weights[role].parts["data"].astype(element_type(site.dtype), copy=False)
-    return rounded if site.node.op == "embedding" else rounded.astype(np.float32, copy=False)
+    operand = weight_operand(site.weights[role], site.dtype, site.node.op)
+    if isinstance(operand, DynamicInt8) or site.node.op == "embedding":
+        return operand
+    return operand.astype(np.float32, copy=False)
 
 
 def _prepare(site: KernelSite) -> Callable[..., Any]:

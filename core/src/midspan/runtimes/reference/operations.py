@@ -23,6 +23,7 @@ from midspan.interface.batch import SamplingBatch
 from midspan.runtimes.reference.activations import ACTIVATIONS
 from midspan.runtimes.reference.attention import attention
 from midspan.runtimes.reference.mixture import experts, route
+from midspan.runtimes.reference.packed_weights import DynamicInt8, WeightOperand
 from midspan.runtimes.reference.sample_outputs import outputs_of
 from midspan.runtimes.reference.sampling import sample as choose_tokens
 
@@ -45,12 +46,17 @@ def embedding(token_ids: NDArray[np.int32], weight: Array, *, scale: float) -> A
     return rows if scale == 1.0 else _round(_wide(rows) * np.float32(scale), rows)
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None, *, split: str | None) -> Array:
-    """``x @ weight.T + bias``; [N, in] -> [N, out]. ``split`` changes nothing on one device."""
+def linear(x: Array, weight: WeightOperand, bias: Array | None = None, *, split: str | None) -> Array:
+    """``x @ weight.T + bias``; [N, in] -> [N, out]. ``split`` changes nothing on one device.
+
+    With a ``DynamicInt8`` weight the product is that of the format ``int8.dynamic``.
+    """
     return _round(_product(x, weight, bias), x)
 
 
-def logits(x: Array, weight: Array, bias: Array | None = None, *, scale: float, soft_cap: float | None) -> Float32:
+def logits(
+    x: Array, weight: WeightOperand, bias: Array | None = None, *, scale: float, soft_cap: float | None
+) -> Float32:
     """As linear, in float32, times scale, softly capped; [N, in] -> float32 [N, vocabulary]."""
     scores: Float32 = _product(x, weight, bias) * np.float32(scale)
     if soft_cap is None:
@@ -225,8 +231,11 @@ def _runs(x: Array, weight: Array) -> Float32:
     return np.ascontiguousarray(_wide(x)).reshape(x.shape[0], x.shape[-1] // weight.shape[-1], weight.shape[-1])
 
 
-def _product(x: Array, weight: Array, bias: Array | None) -> Float32:
+def _product(x: Array, weight: WeightOperand, bias: Array | None) -> Float32:
     """float32 ``x @ weight.T + bias``, a product of its own for each row."""
-    rows = np.ascontiguousarray(_wide(x))[:, None, :]
-    product: Float32 = np.matmul(rows, _wide(weight).T)[:, 0, :]
+    if isinstance(weight, DynamicInt8):
+        product = weight.product(x)
+    else:
+        rows = np.ascontiguousarray(_wide(x))[:, None, :]
+        product = np.matmul(rows, _wide(weight).T)[:, 0, :]
     return product if bias is None else product + _wide(bias)

@@ -48,7 +48,7 @@ class Preparation:
         """The weight as a tensor in its logical shape, the same tensor for all who ask.
 
         Args:
-            weight: dense, or in any packed format of ``midspan.weights.quantization``.
+            weight: dense, or in any packed format of ``midspan.weights.quantization``; unpacked then.
             dtype: the tensor's type; values are rounded to it once.
 
         Returns:

@@ -32,6 +32,8 @@ def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, .
 def _supports(site: KernelSite) -> Support:
     if site.block_size % BLOCK_MULTIPLE:
         return No(f"takes blocks of a multiple of {BLOCK_MULTIPLE} tokens, not {site.block_size}")
+    if site.cache_dtype not in ELEMENT_TYPES:
+        return No(f"reads no cache of {site.cache_dtype}")
     return Yes()
 
 

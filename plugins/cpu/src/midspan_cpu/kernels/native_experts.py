@@ -10,20 +10,18 @@ from collections.abc import Callable
 from ctypes import addressof
 from dataclasses import dataclass
 
-import ml_dtypes
-import numpy as np
 import torch
 
-from midspan.interface import Kernel, KernelSite, No, PackedTensor, Support, Yes
+from midspan.interface import Kernel, KernelSite, No, Support, Yes
 from midspan.interface.weights import DENSE
 from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import integer, number, optional_number, text
 from midspan_cpu.kernels.native_operation import NativeOperation, Operands
+from midspan_cpu.kernels.weight_rows import WeightRows, supports_weight
 from midspan_cpu.native_interface import (
     ELEMENT_TYPES,
     GATE_FUNCTIONS,
-    GGUF_FORMATS,
     OPERATIONS,
     ExpertsConfig,
     Instruction,
@@ -36,12 +34,6 @@ PRIORITY = 20
 
 STRIP = 64
 """Outputs whose packed weights lie in one piece in every format."""
-
-_NUMPY_TYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 
 
 def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, ...]:
@@ -135,32 +127,30 @@ def _supports_experts(site: KernelSite, library: NativeLibrary) -> Support:
         return No(f"has no function '{function}'")
     for role in ("gate_up", "down"):
         weight = site.weights[role]
-        if weight.format != DENSE and weight.format not in GGUF_FORMATS:
-            return No(f"takes dense weights and {', '.join(GGUF_FORMATS)}, not {weight.format}")
-        code = GGUF_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype])
-        if not library.packed_linear_bytes(code, *weight.shape[1:]):
-            return No(f"does not pack {weight.format} weights with {weight.shape[2]} columns")
+        if "order" in weight.parts:
+            return No(f"takes the columns of {role} in their order only")
+        support = supports_weight(weight, site.dtype, library)
+        if isinstance(support, No):
+            return support
     return Yes()
 
 
 def _experts(site: KernelSite, preparation: Preparation, library: NativeLibrary) -> NativeOperation:
     dtype = torch_type(site.dtype)
     experts, hidden, inner = site.weights["down"].shape
-    rows = {role: _Rows.of(site.weights[role], site.dtype, preparation) for role in ("gate_up", "down")}
-    biases = {
-        role: preparation.vector(site.weights[role], dtype)
-        for role in ("gate_up_bias", "down_bias")
-        if role in site.weights
-    }
-    parts = {
-        "gate": _Matrices(rows["gate_up"], 0, inner, hidden, biases.get("gate_up_bias")),
-        "up": _Matrices(rows["gate_up"], inner, inner, hidden, biases.get("gate_up_bias")),
-        "down": _Matrices(rows["down"], 0, hidden, inner, biases.get("down_bias")),
-    }
-    packed = {name: part.pack(experts, library, preparation) for name, part in parts.items()}
+    matrices = []
+    for role, parts in (("gate_up", 2), ("down", 1)):
+        rows = WeightRows.of(site.weights[role], site.dtype, preparation, library)
+        stored = site.weights.get(f"{role}_bias")
+        bias = None if stored is None else preparation.vector(stored, dtype)
+        matrices += [_Matrices(rows, experts, parts, part, bias) for part in range(parts)]
+    packed = [each.pack(library, preparation) for each in matrices]
+    gate, up, down = (each.config(memory, library) for each, memory in zip(matrices, packed, strict=True))
     limit = optional_number(site, "limit")
     config = ExpertsConfig(
-        **{name: parts[name].config(packed[name], library) for name in parts},
+        gate=gate,
+        up=up,
+        down=down,
         experts=experts,
         chosen=int(site.inputs[1].shape[-1]),
         hidden=hidden,
@@ -177,95 +167,56 @@ def _experts(site: KernelSite, preparation: Preparation, library: NativeLibrary)
         (x, ids, shares), (y,) = operands.matrices, operands.outputs
         return (Instruction(op=OPERATIONS["experts"], rows=operands.rows, config=address, x=x, x2=ids, y=y, y2=shares),)
 
-    return NativeOperation(library=library, emit=emit, outputs=((hidden, dtype),), keep=(config, packed, biases))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Rows:
-    """The rows of all experts' matrices, one behind the other, in a format that the library packs.
-
-    Attributes:
-        code: of the format.
-        address: of the first row.
-        row_bytes: from row to row.
-        of_expert: rows of one expert.
-        keep: what holds them.
-    """
-
-    code: int
-    address: int
-    row_bytes: int
-    of_expert: int
-    keep: object
-
-    @staticmethod
-    def of(weight: PackedTensor, dtype: str, preparation: Preparation) -> _Rows:
-        """Dense weights of an exact type and GGUF blocks as they are; others rounded to the activation type."""
-        experts, rows, columns = weight.shape
-        if weight.format == DENSE:
-            data = weight.parts["data"]
-            name = next((name for name, kind in _NUMPY_TYPES.items() if kind == data.dtype), dtype)
-            if name != dtype and dtype != "float32":
-                name = dtype
-            code, row_bytes = ELEMENT_TYPES[name], columns * _NUMPY_TYPES[name].itemsize
-            if _NUMPY_TYPES[name] != data.dtype:
-                rounded = preparation.tensor(weight, torch_type(name))
-                return _Rows(
-                    code=code, address=rounded.data_ptr(), row_bytes=row_bytes, of_expert=rows, keep=(weight, rounded)
-                )
-        else:
-            data, code = weight.parts["blocks"], GGUF_FORMATS[weight.format]
-            row_bytes = data.nbytes // (experts * rows)
-        data = np.ascontiguousarray(data)
-        return _Rows(code=code, address=data.ctypes.data, row_bytes=row_bytes, of_expert=rows, keep=data)
+    keep = (config, packed, [each.bias for each in matrices])
+    return NativeOperation(library=library, emit=emit, outputs=((hidden, dtype),), keep=keep)
 
 
 @dataclass(frozen=True)
 class _Matrices:
-    """One matrix of each expert: rows ``first`` and on of its rows.
+    """One matrix of each expert, packed by itself.
 
     Attributes:
-        source: where its rows are.
-        first: of an expert's rows.
-        outputs, inputs: its size.
+        source: rows of all experts.
+        experts: how many there are.
+        parts: equal parts of an expert's rows, and
+        part: which of them this matrix is.
         bias: float32 [experts, an expert's rows], or None.
     """
 
-    source: _Rows
-    first: int
-    outputs: int
-    inputs: int
+    source: WeightRows
+    experts: int
+    parts: int
+    part: int
     bias: torch.Tensor | None
 
-    def pack(self, experts: int, library: NativeLibrary, preparation: Preparation) -> torch.Tensor:
-        """Pack every expert's matrix; they lie one behind the other."""
+    @property
+    def outputs(self) -> int:
+        """Rows of the matrix."""
+        return len(self.source.rows) // (self.experts * self.parts)
+
+    def pack(self, library: NativeLibrary, preparation: Preparation) -> torch.Tensor:
+        """Every expert's matrix; they lie one behind the other."""
         step = self.step(library)
-        packed = torch.empty(experts * step, dtype=torch.uint8)
+        packed = torch.empty(self.experts * step, dtype=torch.uint8)
         library.advise_huge_pages(packed.data_ptr(), packed.nbytes)
-        for expert in range(experts):
-            row = expert * self.source.of_expert + self.first
-            library.pack_linear(
-                self.source.code,
-                self.source.address + row * self.source.row_bytes,
-                self.source.row_bytes,
-                self.outputs,
-                self.inputs,
-                packed.data_ptr() + expert * step,
-            )
+        for expert in range(self.experts):
+            matrix = self.source.matrix((expert * self.parts + self.part) * self.outputs, self.outputs)
+            library.pack_linear(matrix, packed.data_ptr() + expert * step)
         preparation.account(packed.nbytes)
         return packed
 
     def step(self, library: NativeLibrary) -> int:
-        """Bytes from one packed matrix to the next."""
-        return -(-library.packed_linear_bytes(self.source.code, self.outputs, self.inputs) // 64) * 64
+        """Bytes from one packed matrix to the next, a multiple of 64."""
+        return -(-library.packed_linear_bytes(self.source.matrix(0, self.outputs)) // 64) * 64
 
     def config(self, packed: torch.Tensor, library: NativeLibrary) -> MatricesConfig:
         """What the library must know of them."""
         return MatricesConfig(
             packed=packed.data_ptr(),
             bytes=self.step(library),
-            strip_bytes=library.packed_linear_bytes(self.source.code, STRIP, self.inputs),
-            bias=None if self.bias is None else self.bias.data_ptr() + 4 * self.first,
-            bias_stride=self.source.of_expert,
+            strip_bytes=library.packed_linear_bytes(self.source.matrix(0, STRIP)),
+            bias=None if self.bias is None else self.bias.data_ptr() + 4 * self.part * self.outputs,
+            bias_stride=self.parts * self.outputs,
             format=self.source.code,
+            group=self.source.group,
         )

@@ -1,41 +1,32 @@
-"""Matrix products by the native library: dense weights of every type, and GGUF blocks as they are.
+"""Matrix products by the native library: dense weights of every type, and packed ones as they are.
 
-A weight is packed once, straight from the checkpoint's bytes where their type
-allows it. A weight of 16 bits stays so even when activations are float32: its
-values are the same, and half the bytes are read.
+A weight is packed once, see ``weight_rows``.
 """
 
 from __future__ import annotations
 
 from ctypes import addressof
 
-import ml_dtypes
 import numpy as np
 import torch
 
-from midspan.interface import Kernel, KernelSite, No, PackedTensor, Support, Yes
-from midspan.interface.weights import DENSE
+from midspan.interface import Kernel, KernelSite, Support
 from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import number, optional_number
 from midspan_cpu.kernels.native_operation import NativeOperation, Operands
+from midspan_cpu.kernels.weight_rows import WeightRows, supports_weight
 from midspan_cpu.native_interface import OPERATIONS, Instruction
-from midspan_cpu.native_library import ELEMENT_TYPES, GGUF_FORMATS, LinearConfig, NativeLibrary
+from midspan_cpu.native_library import ELEMENT_TYPES, LinearConfig, NativeLibrary
 
 PRIORITY = 20
-
-_NUMPY_TYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 
 
 def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, ...]:
     """Kernels named ``native`` for ``linear`` and ``logits``."""
 
     def supports(site: KernelSite) -> Support:
-        return _supports(site, library)
+        return supports_weight(site.weights["weight"], site.dtype, library)
 
     def prepare_linear(site: KernelSite) -> NativeOperation:
         return _product(site, preparation, library, output="input", scale=1.0, soft_cap=0.0)
@@ -50,17 +41,6 @@ def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, .
     )
 
 
-def _supports(site: KernelSite, library: NativeLibrary) -> Support:
-    weight = site.weights["weight"]
-    if weight.format != DENSE and weight.format not in GGUF_FORMATS:
-        return No(f"takes dense weights and {', '.join(GGUF_FORMATS)}, not {weight.format}")
-    rows, columns = weight.shape
-    code = GGUF_FORMATS.get(weight.format, ELEMENT_TYPES[site.dtype])
-    if not library.packed_linear_bytes(code, rows, columns):
-        return No(f"does not pack {weight.format} weights with {columns} columns")
-    return Yes()
-
-
 def _product(
     site: KernelSite,
     preparation: Preparation,
@@ -73,53 +53,42 @@ def _product(
     weight, stored = site.weights["weight"], site.weights.get("bias")
     dtype = torch_type(site.dtype)
     result_type = torch.float32 if output == "float32" else dtype
-    code, packed = _pack(weight, site.dtype, preparation, library)
-    bias = None if stored is None else preparation.vector(stored, dtype)
     outputs, inputs = weight.shape
+    rows = WeightRows.of(weight, site.dtype, preparation, library)
+    packed = _pack(rows, outputs, preparation, library)
+    bias = None if stored is None else preparation.vector(stored, dtype)
     config = LinearConfig(
         packed=packed.data_ptr(),
         bias=None if bias is None else bias.data_ptr(),
         n=outputs,
         k=inputs,
-        format=code,
+        format=rows.code,
         input_type=ELEMENT_TYPES[site.dtype],
         output_type=ELEMENT_TYPES["float32" if output == "float32" else site.dtype],
         scale=scale,
         soft_cap=soft_cap,
+        group=rows.group,
     )
     address = addressof(config)
+    order = weight.parts.get("order")
+    if order is not None:
+        order = np.ascontiguousarray(order, dtype=np.int32)
+        config.order = order.ctypes.data
 
     def emit(operands: Operands) -> tuple[Instruction, ...]:
         (x,), (y,) = operands.matrices, operands.outputs
         return (Instruction(op=OPERATIONS["linear"], rows=operands.rows, config=address, x=x, y=y),)
 
-    return NativeOperation(library=library, emit=emit, outputs=((outputs, result_type),), keep=(config, packed, bias))
+    return NativeOperation(
+        library=library, emit=emit, outputs=((outputs, result_type),), keep=(config, packed, bias, order)
+    )
 
 
-def _pack(
-    weight: PackedTensor, dtype: str, preparation: Preparation, library: NativeLibrary
-) -> tuple[int, torch.Tensor]:
-    """The weight's format code, and its packed bytes."""
-    rows, columns = weight.shape
-    if weight.format == DENSE:
-        data = weight.parts["data"]
-        # Exact types stay as they are; others are rounded to the activation type, as the definition has it.
-        name = next((name for name, kind in _NUMPY_TYPES.items() if kind == data.dtype), dtype)
-        if name != dtype and dtype != "float32":
-            name = dtype
-        code, source = ELEMENT_TYPES[name], data
-        rounded = None if _NUMPY_TYPES[name] == data.dtype else preparation.tensor(weight, torch_type(name))
-        address = source.ctypes.data if rounded is None else rounded.data_ptr()
-        row_bytes = columns * _NUMPY_TYPES[name].itemsize
-    else:
-        code, source, rounded = GGUF_FORMATS[weight.format], weight.parts["blocks"], None
-        address, row_bytes = source.ctypes.data, source.nbytes // rows
-    if rounded is None and not source.flags.c_contiguous:
-        source = np.ascontiguousarray(source)
-        address = source.ctypes.data
-    size = library.packed_linear_bytes(code, rows, columns)
+def _pack(rows: WeightRows, outputs: int, preparation: Preparation, library: NativeLibrary) -> torch.Tensor:
+    config = rows.matrix(0, outputs)
+    size = library.packed_linear_bytes(config)
     packed = torch.empty(size, dtype=torch.uint8)
     library.advise_huge_pages(packed.data_ptr(), size)
-    library.pack_linear(code, address, row_bytes, rows, columns, packed.data_ptr())
+    library.pack_linear(config, packed.data_ptr())
     preparation.account(size)
-    return code, packed
+    return packed

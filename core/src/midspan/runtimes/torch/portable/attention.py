@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 
 from midspan.interface.kernel import Kernel, KernelSite
-from midspan.runtimes.torch.cache import LayerTensors, TorchCache
+from midspan.runtimes.torch.cache import LayerRows, TorchCache
+from midspan.runtimes.torch.cached_rows import CachedRows
 from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.portable.normalization import runs_of
 from midspan.runtimes.torch.preparation import OncePerStep, Preparation
@@ -97,10 +98,10 @@ def _attention(site: KernelSite, preparation: Preparation) -> Attend:
         slots: torch.Tensor,
         cache: TorchCache,
     ) -> torch.Tensor:
-        keys, values = cache.layer(group, layer)
+        keys, values = cache.rows(group, layer)
         block, offset = places_of(slots)
-        keys[block, :, offset] = runs_of(key, key_size).to(keys.dtype)
-        values[block, :, offset] = runs_of(value, value_size).to(values.dtype)
+        keys.put((block, slice(None), offset), runs_of(key, key_size))
+        values.put((block, slice(None), offset), runs_of(value, value_size))
         result = query.new_empty((query.shape[0], scoring.heads, value_size))
         heads = runs_of(query, key_size)
         for piece in pieces_of(query_starts, context_lengths, block_table):
@@ -156,13 +157,13 @@ def _pieces(
     return pieces
 
 
-def _gather(cached: torch.Tensor, piece: _Piece) -> torch.Tensor:
+def _gather(cached: CachedRows, piece: _Piece) -> torch.Tensor:
     """float32 [kv_heads, tokens, head_size] of exactly the tokens that the piece sees."""
-    tokens = cached.index_select(0, piece.blocks).transpose(0, 1).flatten(1, 2)
-    return tokens[:, piece.offset : piece.offset + piece.count].float()
+    tokens = cached.blocks(piece.blocks).transpose(0, 1).flatten(1, 2)
+    return tokens[:, piece.offset : piece.offset + piece.count]
 
 
-def _attend(query: torch.Tensor, layer: LayerTensors, piece: _Piece, scoring: _Scoring) -> torch.Tensor:
+def _attend(query: torch.Tensor, layer: LayerRows, piece: _Piece, scoring: _Scoring) -> torch.Tensor:
     """The result [queries, heads, value_size] of one piece."""
     keys, values = _gather(layer[0], piece), _gather(layer[1], piece)
     rows, heads, key_size = query.shape

@@ -19,10 +19,17 @@ from midspan.runtimes.torch.site_attributes import number, text
 Unary = Callable[[torch.Tensor], torch.Tensor]
 Binary = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+_HALF_ROOT = 0.5**0.5
+
 
 def relu_squared(x: torch.Tensor) -> torch.Tensor:
     """max(x, 0) squared."""
     return torch.relu(x).square()
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    """GELU, also for numbers near the largest, where torch's own overflows on some processors."""
+    return x * (0.5 * (1.0 + torch.erf(x * _HALF_ROOT)))
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -32,7 +39,7 @@ def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
 
 FUNCTIONS: dict[str, Unary] = {
     "silu": F.silu,
-    "gelu": F.gelu,
+    "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "relu": torch.relu,
     "relu_squared": relu_squared,

@@ -1,8 +1,10 @@
 """Portable kernels of the matrix products: ``linear`` and ``logits``.
 
-Weights are kept in the activation type. On a device that multiplies 16-bit
-types badly, they are widened to float32 a tile at a time: the product then runs
-at the speed of float32 and the weight still takes 16 bits in memory.
+Weights are kept in the activation type, and packed ones are unpacked to it. On a
+device that multiplies 16-bit types badly, they are widened to float32 a tile at a time:
+the product then runs at the speed of float32 and the weight still takes 16 bits in
+memory. Weights whose products round their inputs too (``int8.dynamic``) keep 8 bits, see
+``dynamic_int8``.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ from torch.nn import functional as F  # noqa: N812 - the name that torch's own d
 
 from midspan.interface.kernel import Kernel, KernelSite
 from midspan.runtimes.torch.element_types import torch_type
+from midspan.runtimes.torch.portable.dynamic_int8 import dynamic_product
 from midspan.runtimes.torch.preparation import Preparation
 from midspan.runtimes.torch.site_attributes import number, optional_number
+from midspan.weights.array_formats import DYNAMIC
 
 Unary = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,35 +47,43 @@ def kernels(preparation: Preparation) -> tuple[Kernel, ...]:
     )
 
 
-def _parameters(site: KernelSite, preparation: Preparation) -> tuple[torch.Tensor, torch.Tensor | None]:
-    dtype = torch_type(site.dtype)
-    bias = site.weights.get("bias")
-    return (
-        preparation.tensor(site.weights["weight"], dtype),
-        None if bias is None else preparation.vector(bias, dtype),
-    )
+def _bias(site: KernelSite, preparation: Preparation) -> torch.Tensor | None:
+    stored = site.weights.get("bias")
+    return None if stored is None else preparation.vector(stored, torch_type(site.dtype))
+
+
+def _wide_product(site: KernelSite, preparation: Preparation) -> Unary:
+    """The product with the site's weight and bias, in float32."""
+    bias = _bias(site, preparation)
+    if site.weights["weight"].format == DYNAMIC:
+        return dynamic_product(site.weights["weight"], bias, preparation)
+    weight = preparation.tensor(site.weights["weight"], torch_type(site.dtype))
+    return lambda x: widened_product(x, weight, bias)
 
 
 def _linear(site: KernelSite, preparation: Preparation) -> Unary:
-    weight, bias = _parameters(site, preparation)
     dtype = torch_type(site.dtype)
+    product, bias = _wide_product(site, preparation), _bias(site, preparation)
+    if site.weights["weight"].format == DYNAMIC:
+        return lambda x: product(x).to(dtype)
+    weight = preparation.tensor(site.weights["weight"], dtype)
     if dtype == torch.float32:
         return lambda x: F.linear(x, weight, bias)
 
     def linear(x: torch.Tensor) -> torch.Tensor:
         if bias is None and (x.shape[0] <= _FEW_ROWS or not preparation.widens_products):
             return F.linear(x, weight)
-        return widened_product(x, weight, bias).to(dtype)
+        return product(x).to(dtype)
 
     return linear
 
 
 def _logits(site: KernelSite, preparation: Preparation) -> Unary:
-    weight, bias = _parameters(site, preparation)
+    product = _wide_product(site, preparation)
     factor, cap = number(site, "scale"), optional_number(site, "soft_cap")
 
     def logits(x: torch.Tensor) -> torch.Tensor:
-        result = widened_product(x, weight, bias)
+        result = product(x)
         if factor != 1.0:
             result *= factor
         if cap is not None:
