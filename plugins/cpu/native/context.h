@@ -45,8 +45,7 @@ struct Kernels {
                        int64_t);
   int32_t (*run_experts)(Context&, const midspan_cpu_experts&, const void*, int64_t, const int32_t*, int64_t,
                          const float*, int64_t, int64_t, void*, int64_t);
-  int32_t (*scale_rows)(Context&, int32_t, int32_t, const void*, int64_t, const void*, int64_t, int64_t, int64_t, void*,
-                        int64_t);
+  int32_t (*combine)(Context&, const midspan_cpu_instruction&, int64_t);
 };
 
 class ThreadPool;

@@ -298,7 +298,12 @@ enum {
    * their shares, float32 [rows, chosen]; y: [rows, hidden]. */
   MIDSPAN_CPU_OP_EXPERTS = 21,
   /* code: 1 for sigmoid, 0 for none. y[i] = x[i] * function(x2[i][0]). y may be x. */
-  MIDSPAN_CPU_OP_SCALE_ROWS = 22
+  MIDSPAN_CPU_OP_SCALE_ROWS = 22,
+  /* y = x + x2; y = x * x2. y may be x or x2. */
+  MIDSPAN_CPU_OP_ADD = 23,
+  MIDSPAN_CPU_OP_MULTIPLY = 24,
+  /* y = x * real. y may be x. */
+  MIDSPAN_CPU_OP_SCALE = 25
 };
 
 /* Which of a step's counts is the number of an instruction's rows. */
@@ -319,7 +324,7 @@ typedef struct {
   int64_t config_columns;
   int64_t row_bytes;
   int64_t columns;
-  float real; /* epsilon of a norm */
+  float real; /* epsilon of a norm, or a factor */
   float offset;
   midspan_cpu_matrix x, x2, y, y2;
 } midspan_cpu_instruction;

@@ -60,8 +60,10 @@ int32_t run_instruction(Context& context, const Kernels& kernels, const midspan_
                                  static_cast<const int32_t*>(at.x2.data), at.x2.stride,
                                  static_cast<const float*>(at.y2.data), at.y2.stride, rows, at.y.data, at.y.stride);
     case MIDSPAN_CPU_OP_SCALE_ROWS:
-      return kernels.scale_rows(context, at.type, at.code, at.x.data, at.x.stride, at.x2.data, at.x2.stride, rows,
-                                at.columns, at.y.data, at.y.stride);
+    case MIDSPAN_CPU_OP_ADD:
+    case MIDSPAN_CPU_OP_MULTIPLY:
+    case MIDSPAN_CPU_OP_SCALE:
+      return kernels.combine(context, at, rows);
     default:
       return MIDSPAN_CPU_UNSUPPORTED;
   }

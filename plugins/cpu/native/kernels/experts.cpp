@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "parallel.h"
+#include "row_vectors.h"
 #include "vector_math.h"
 
 namespace midspan::MIDSPAN_ISA {
@@ -17,28 +18,6 @@ constexpr int64_t kStrip = 64;         // outputs whose packed weights lie in on
 constexpr int64_t kRowsOfBlock = 96;   // of one expert at a time
 constexpr int64_t kTasksOfThread = 6;  // wanted at least, so that threads end at about the same time
 constexpr int64_t kMadeBytes = 64 << 20;
-
-/// function(index, count) for vectors of `columns`; count < kLanes at the end.
-template <class Function>
-MIDSPAN_INLINE void for_vectors(int64_t columns, Function function) {
-  int64_t index = 0;
-  for (; index + kLanes <= columns; index += kLanes) function(index, int64_t{kLanes});
-  if (index < columns) function(index, columns - index);
-}
-
-template <class T>
-MIDSPAN_INLINE Floats load_up_to(const T* from, int64_t count) {
-  return count == kLanes ? load(from) : load_some(from, count);
-}
-
-template <class T>
-MIDSPAN_INLINE void store_up_to(T* to, Floats value, int64_t count) {
-  if (count == kLanes) {
-    store(to, value);
-  } else {
-    store_some(to, value, count);
-  }
-}
 
 // ---- route
 
@@ -67,6 +46,7 @@ MIDSPAN_INLINE void keep_groups(const midspan_cpu_route& route, float* ranking, 
       }
     }
     best[group] = route.two_largest != 0 ? first + second : first;
+    if (best[group] != best[group]) best[group] = -INFINITY;  // opposite infinities
   }
   for (int64_t kept = 0; kept < route.top_groups; ++kept) best[largest_place(best, route.groups)] = NAN;
   for (int64_t group = 0; group < route.groups; ++group) {
@@ -80,21 +60,21 @@ template <class T>
 MIDSPAN_INLINE void score_row(const midspan_cpu_route& route, const T* logits, float* scores, float* ranking) {
   const int64_t experts = route.experts;
   float most = -INFINITY;
-  for_vectors(experts, [&](int64_t index, int64_t count) { store(ranking + index, load_up_to(logits + index, count)); });
+  for_vectors(experts, [&](int64_t index, int count) { store(ranking + index, load_up_to(logits + index, count)); });
   for (int64_t index = 0; index < experts; ++index) {
     if (ranking[index] > most) most = ranking[index];
   }
   if (route.sigmoid != 0) {
-    for_vectors(experts, [&](int64_t index, int64_t) {
+    for_vectors(experts, [&](int64_t index, int) {
       store(scores + index, splat(1.0f) / (splat(1.0f) + exponential(-load(ranking + index))));
     });
   } else {
     float sum = 0.0f;
-    for_vectors(experts, [&](int64_t index, int64_t) {
+    for_vectors(experts, [&](int64_t index, int) {
       store(scores + index, exponential(load(ranking + index) - splat(most)));
     });
     for (int64_t index = 0; index < experts; ++index) sum += scores[index];
-    for_vectors(experts, [&](int64_t index, int64_t) { store(scores + index, load(scores + index) / splat(sum)); });
+    for_vectors(experts, [&](int64_t index, int) { store(scores + index, load(scores + index) / splat(sum)); });
   }
   for (int64_t index = 0; index < experts; ++index) {
     if (route.bias != nullptr) {
@@ -217,7 +197,7 @@ MIDSPAN_INLINE void gate_part(const midspan_cpu_experts& config, const float* ga
                               T* to) {
   const Floats limit = splat(config.limit), slope = splat(config.slope), offset = splat(config.up_offset);
   const auto apply = [&](auto function) {
-    for_vectors(columns, [&](int64_t index, int64_t count) {
+    for_vectors(columns, [&](int64_t index, int count) {
       const Floats cut = smaller(limit, load_up_to(gate + index, count));
       const Floats other = larger(-limit, smaller(limit, load_up_to(up + index, count)));
       store_up_to(to + index, function(cut * slope) / slope * (other + offset), count);
@@ -236,7 +216,7 @@ MIDSPAN_INLINE void gate_part(const midspan_cpu_experts& config, const float* ga
 template <class T>
 MIDSPAN_INLINE void add_up(const float* made, const int32_t* places, const float* shares, int64_t chosen,
                            int64_t columns, T* y) {
-  for_vectors(columns, [&](int64_t index, int64_t count) {
+  for_vectors(columns, [&](int64_t index, int count) {
     Floats sum = {};
     for (int64_t place = 0; place < chosen; ++place) {
       const Floats part = load_up_to(made + places[place] * columns + index, count);
@@ -360,27 +340,6 @@ int32_t run_experts(Context& context, const midspan_cpu_experts& config, const v
       if (result != MIDSPAN_CPU_OK) return result;
     }
     return int32_t{MIDSPAN_CPU_OK};
-  });
-}
-
-int32_t scale_rows(Context& context, int32_t type, int32_t sigmoid, const void* x, int64_t x_stride,
-                   const void* factors, int64_t factors_stride, int64_t rows, int64_t columns, void* y,
-                   int64_t y_stride) {
-  return with_type(type, [&](auto element) {
-    using T = decltype(element);
-    auto scale = [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) {
-        float factor = to_float(static_cast<const T*>(factors)[row * factors_stride]);
-        if (sigmoid != 0) factor = 1.0f / (1.0f + exponential(-factor));
-        const T* from = static_cast<const T*>(x) + row * x_stride;
-        T* to = static_cast<T*>(y) + row * y_stride;
-        for_vectors(columns, [&](int64_t index, int64_t count) {
-          store_up_to(to + index, load_up_to(from + index, count) * splat(factor), count);
-        });
-      }
-    };
-    for_row_parts(context, rows, columns, scale);
-    return MIDSPAN_CPU_OK;
   });
 }
 

@@ -50,7 +50,7 @@ Function<&Kernels::write_cache> write_cache;
 Function<&Kernels::run_attention> run_attention;
 Function<&Kernels::run_route> run_route;
 Function<&Kernels::run_experts> run_experts;
-Function<&Kernels::scale_rows> scale_rows;
+Function<&Kernels::combine> combine;
 }  // namespace MIDSPAN_ISA_ELSEWHERE
 
 namespace MIDSPAN_ISA {
@@ -73,7 +73,7 @@ const Kernels kernels = {
     others::run_attention,
     others::run_route,
     others::run_experts,
-    others::scale_rows,
+    others::combine,
 };
 
 }  // namespace MIDSPAN_ISA

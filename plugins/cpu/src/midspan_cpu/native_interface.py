@@ -189,6 +189,9 @@ OPERATIONS = {
     "route": 20,
     "experts": 21,
     "scale_rows": 22,
+    "add": 23,
+    "multiply": 24,
+    "scale": 25,
 }
 """Codes of what an instruction runs."""
 

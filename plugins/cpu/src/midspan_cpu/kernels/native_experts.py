@@ -1,4 +1,4 @@
-"""Mixtures of experts by the native library: ``route``, ``experts`` and ``scale_rows``.
+"""Mixtures of experts by the native library: ``route`` and ``experts``.
 
 Each expert's gate, up and down are packed by themselves, as a linear's weight is; a step reads those that were chosen.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from midspan.interface import Kernel, KernelSite, No, Support, Yes
+from midspan.interface.graph import ACTIVATION
 from midspan.interface.weights import DENSE
 from midspan.runtimes.torch.element_types import torch_type
 from midspan.runtimes.torch.preparation import Preparation
@@ -45,16 +46,12 @@ def kernels(preparation: Preparation, library: NativeLibrary) -> tuple[Kernel, .
     def prepare_experts(site: KernelSite) -> NativeOperation:
         return _experts(site, preparation, library)
 
-    def prepare_scale_rows(site: KernelSite) -> NativeOperation:
-        return _scale_rows(site, library)
-
     def supports_experts(site: KernelSite) -> Support:
         return _supports_experts(site, library)
 
     return (
         _kernel("route", prepare_route, _supports_route),
         _kernel("experts", prepare_experts, supports_experts),
-        _kernel("scale_rows", prepare_scale_rows, _supports_scale_rows),
     )
 
 
@@ -65,7 +62,9 @@ def _kernel(
 
 
 def _supports_route(site: KernelSite) -> Support:
-    bias = site.weights.get("bias")
+    bias, logits = site.weights.get("bias"), site.inputs[0]
+    if logits.dtype != ACTIVATION:
+        return No(f"takes logits of the activation type, not {logits.dtype}")
     return Yes() if bias is None or bias.format == DENSE else No(f"takes a dense correction, not {bias.format}")
 
 
@@ -93,32 +92,6 @@ def _route(site: KernelSite, preparation: Preparation, library: NativeLibrary) -
 
     outputs = ((chosen, torch.int32), (chosen, torch.float32))
     return NativeOperation(library=library, emit=emit, outputs=outputs, keep=(config, bias))
-
-
-def _supports_scale_rows(site: KernelSite) -> Support:
-    function = site.node.attributes["function"]
-    return Yes() if function in (None, "sigmoid") else No(f"has no function '{function}'")
-
-
-def _scale_rows(site: KernelSite, library: NativeLibrary) -> NativeOperation:
-    columns, code = int(site.inputs[0].shape[-1]), int(site.node.attributes["function"] == "sigmoid")
-
-    def emit(operands: Operands) -> tuple[Instruction, ...]:
-        (x, factor), (y,) = operands.matrices, operands.outputs
-        return (
-            Instruction(
-                op=OPERATIONS["scale_rows"],
-                rows=operands.rows,
-                type=ELEMENT_TYPES[site.dtype],
-                code=code,
-                columns=columns,
-                x=x,
-                x2=factor,
-                y=y,
-            ),
-        )
-
-    return NativeOperation(library=library, emit=emit, outputs=((columns, torch_type(site.dtype)),))
 
 
 def _supports_experts(site: KernelSite, library: NativeLibrary) -> Support:
