@@ -18,6 +18,8 @@ namespace {
 
 void free_scratch(Context& context) {
   for (void* memory : context.scratch) std::free(memory);
+  for (int32_t slot = 0; context.alone != nullptr && slot < context.threads; ++slot) free_scratch(context.alone[slot]);
+  delete[] context.alone;
 }
 
 /// The context for one call: the caller's own, or, while another call holds that, a small one of one thread.
@@ -67,6 +69,17 @@ void run_tasks(Context& context, int64_t tasks, int64_t chunk, Task task, void* 
   }
   context.parallel_for(0, context.threads, 1, drain_slots, &loop);
   loop.drain(0);  // nothing is left unless parallel_for failed before it began
+}
+
+Context* contexts_of_one_thread(Context& context) {
+  if (context.alone == nullptr) {
+    context.alone = new (std::nothrow) Context[static_cast<size_t>(context.threads)]{};
+    for (int32_t slot = 0; context.alone != nullptr && slot < context.threads; ++slot) {
+      context.alone[slot].kernels = context.kernels;
+      context.alone[slot].threads = 1;
+    }
+  }
+  return context.alone;
 }
 
 void* scratch_memory(Context& context, Scratch use, int64_t bytes) {

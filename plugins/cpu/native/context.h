@@ -42,6 +42,11 @@ struct Kernels {
   int32_t (*run_attention)(Context&, const midspan_cpu_attention&, const void*, int64_t, const int32_t*, const int32_t*,
                            const int32_t*, int64_t, int64_t, void*, int64_t);
   int32_t (*read_memory)(Context&, const void*, int64_t, float*);
+  int32_t (*run_route)(Context&, const midspan_cpu_route&, const void*, int64_t, int64_t, int32_t*, int64_t, float*,
+                       int64_t);
+  int32_t (*run_experts)(Context&, const midspan_cpu_experts&, const void*, int64_t, const int32_t*, int64_t,
+                         const float*, int64_t, int64_t, void*, int64_t);
+  int32_t (*combine)(Context&, const midspan_cpu_instruction&, int64_t);
 };
 
 class ThreadPool;
@@ -57,6 +62,7 @@ struct Context {
   void* scratch[SCRATCH_KINDS];
   int64_t scratch_bytes[SCRATCH_KINDS];
   int32_t busy;
+  Context* alone;  // see contexts_of_one_thread
 };
 
 /// Runs all tasks and returns when they are done. Threads take `chunk` consecutive tasks at a time, in
@@ -65,6 +71,10 @@ void run_tasks(Context& context, int64_t tasks, int64_t chunk, Task task, void* 
 
 /// Memory for one use, aligned to 64 bytes, valid until the next call for the same use; NULL if there is none.
 void* scratch_memory(Context& context, Scratch use, int64_t bytes);
+
+/// A context of one thread for each slot, with scratch memory of its own, for kernels that call other kernels from
+/// their tasks; NULL if there is no memory.
+Context* contexts_of_one_thread(Context& context);
 
 /// See midspan_cpu_packed_linear_bytes and midspan_cpu_pack_linear.
 int64_t packed_linear_bytes(const midspan_cpu_weight& weight);

@@ -224,6 +224,51 @@ typedef struct {
   int32_t cache_type; /* an element type or a further type of caches, all pairs are served */
 } midspan_cpu_attention;
 
+/* ---- mixture of experts ---------------------------------------------------------------- */
+
+/* How experts are chosen; what it means stands in midspan.runtimes.reference.mixture. */
+typedef struct {
+  const float* bias; /* [experts], added to scores to rank experts, or NULL */
+  int64_t experts;
+  int64_t chosen;
+  int64_t groups;     /* 1 for none */
+  int64_t top_groups; /* groups that can be chosen from */
+  int32_t type;       /* element type of the logits */
+  int32_t sigmoid;    /* 1: scores are sigmoids; 0: softmax over all */
+  int32_t two_largest; /* 1: a group counts as much as its two best together, and scores rank; 0: as its best */
+  int32_t normalize;  /* 1: chosen scores are divided by their sum */
+  float scale;
+} midspan_cpu_route;
+
+/* One matrix [n, k] of each expert, packed each by itself. */
+typedef struct {
+  const void* packed;
+  int64_t bytes;       /* from expert to expert, a multiple of 64 */
+  int64_t strip_bytes; /* of 64 packed outputs */
+  const float* bias;   /* of the first expert, or NULL */
+  int64_t bias_stride; /* from expert to expert */
+  int32_t format;
+  int32_t group; /* for INT4_GROUP: columns of a scale */
+} midspan_cpu_matrices;
+
+/* What stays the same between calls of one layer of experts:
+ * h = function(min(gate, limit) * slope) / slope * (clamp(up, -limit, limit) + up_offset), rounded to the type;
+ * y = sum over chosen of share * (h . down + bias). */
+typedef struct {
+  midspan_cpu_matrices gate; /* [inner, hidden] */
+  midspan_cpu_matrices up;   /* [inner, hidden], in gate's format */
+  midspan_cpu_matrices down; /* [hidden, inner] */
+  int64_t experts;
+  int64_t chosen;
+  int64_t hidden;
+  int64_t inner;
+  int32_t type;
+  int32_t function; /* gate function */
+  float limit;      /* infinite for none */
+  float slope;
+  float up_offset;
+} midspan_cpu_experts;
+
 /* ---- plan: kernels, one behind the other ------------------------------------------------- */
 
 /* What an instruction runs. Matrices have `rows` rows; integers[i] is the number of a step's array. */
@@ -256,7 +301,20 @@ enum {
    * [tokens, heads * key_size], attends to its request's cached tokens at its own position and before, to
    * y [tokens, heads * value_size]. Bits are the same in one prefill, in chunks of any size, and in decode. Cache
    * positions at and after context_lengths, and those before every query's window, are not used, whatever they hold. */
-  MIDSPAN_CPU_OP_ATTENTION = 8
+  MIDSPAN_CPU_OP_ATTENTION = 8,
+  /* config: midspan_cpu_route. x: logits [rows, experts]; y: int32 numbers of experts [rows, chosen], best first; y2:
+   * their shares, float32 [rows, chosen]. */
+  MIDSPAN_CPU_OP_ROUTE = 20,
+  /* config: midspan_cpu_experts. x: rows [rows, hidden]; x2: int32 numbers of experts [rows, chosen]; y2, which is READ:
+   * their shares, float32 [rows, chosen]; y: [rows, hidden]. */
+  MIDSPAN_CPU_OP_EXPERTS = 21,
+  /* code: 1 for sigmoid, 0 for none. y[i] = x[i] * function(x2[i][0]). y may be x. */
+  MIDSPAN_CPU_OP_SCALE_ROWS = 22,
+  /* y = x + x2; y = x * x2. y may be x or x2. */
+  MIDSPAN_CPU_OP_ADD = 23,
+  MIDSPAN_CPU_OP_MULTIPLY = 24,
+  /* y = x * real. y may be x. */
+  MIDSPAN_CPU_OP_SCALE = 25
 };
 
 /* Which of a step's counts is the number of an instruction's rows. */
@@ -277,7 +335,7 @@ typedef struct {
   int64_t config_columns;
   int64_t row_bytes;
   int64_t columns;
-  float real; /* epsilon of a norm */
+  float real; /* epsilon of a norm, or a factor */
   float offset;
   midspan_cpu_matrix x, x2, y, y2;
 } midspan_cpu_instruction;

@@ -51,6 +51,19 @@ int32_t run_instruction(Context& context, const Kernels& kernels, const midspan_
     case MIDSPAN_CPU_OP_ATTENTION:
       return kernels.run_attention(context, *attention, at.x.data, at.x.stride, integers(0), integers(1), integers(2),
                                    step.strides[at.integers[2]], step.requests, at.y.data, at.y.stride);
+    case MIDSPAN_CPU_OP_ROUTE:
+      return kernels.run_route(context, *static_cast<const midspan_cpu_route*>(at.config), at.x.data, at.x.stride, rows,
+                               static_cast<int32_t*>(at.y.data), at.y.stride, static_cast<float*>(at.y2.data),
+                               at.y2.stride);
+    case MIDSPAN_CPU_OP_EXPERTS:
+      return kernels.run_experts(context, *static_cast<const midspan_cpu_experts*>(at.config), at.x.data, at.x.stride,
+                                 static_cast<const int32_t*>(at.x2.data), at.x2.stride,
+                                 static_cast<const float*>(at.y2.data), at.y2.stride, rows, at.y.data, at.y.stride);
+    case MIDSPAN_CPU_OP_SCALE_ROWS:
+    case MIDSPAN_CPU_OP_ADD:
+    case MIDSPAN_CPU_OP_MULTIPLY:
+    case MIDSPAN_CPU_OP_SCALE:
+      return kernels.combine(context, at, rows);
     default:
       return MIDSPAN_CPU_UNSUPPORTED;
   }

@@ -1,39 +1,45 @@
-// Operations that treat each row by itself: norms, gates, rotary, embedding.
+// Operations that treat each row by itself: norms, gates, rotary, embedding, sums and products.
 #include "../gguf_blocks.h"
 #include "parallel.h"
+#include "row_vectors.h"
 #include "vector_math.h"
 
 namespace midspan::MIDSPAN_ISA {
 
 namespace {
 
-/// body(index, count) for vectors of a row; count < kLanes at its end.
-template <class Body>
-MIDSPAN_INLINE void for_vectors(int64_t columns, Body body) {
-  int64_t index = 0;
-  for (; index + kLanes <= columns; index += kLanes) body(index, kLanes);
-  if (index < columns) body(index, static_cast<int>(columns - index));
-}
-
-template <class T>
-MIDSPAN_INLINE Floats load_up_to(const T* from, int count) {
-  return count == kLanes ? load(from) : load_some(from, count);
-}
-
-template <class T>
-MIDSPAN_INLINE void store_up_to(T* to, Floats value, int count) {
-  if (count == kLanes) {
-    store(to, value);
-  } else {
-    store_some(to, value, count);
-  }
-}
-
 template <class T>
 MIDSPAN_INLINE void add_row(const T* x, const T* residual, int64_t columns, T* sum) {
   for_vectors(columns, [&](int64_t index, int count) {
     store_up_to(sum + index, load_up_to(x + index, count) + load_up_to(residual + index, count), count);
   });
+}
+
+/// y = x * factor.
+template <class T>
+MIDSPAN_INLINE void scale_row(const T* x, float factor, int64_t columns, T* y) {
+  for_vectors(columns, [&](int64_t index, int count) {
+    store_up_to(y + index, load_up_to(x + index, count) * splat(factor), count);
+  });
+}
+
+/// One row of MIDSPAN_CPU_OP_ADD, _MULTIPLY, _SCALE or _SCALE_ROWS.
+template <class T>
+MIDSPAN_INLINE void combine_row(const midspan_cpu_instruction& at, const T* x, const T* x2, T* y) {
+  switch (at.op) {
+    case MIDSPAN_CPU_OP_ADD:
+      return add_row(x, x2, at.columns, y);
+    case MIDSPAN_CPU_OP_MULTIPLY:
+      return for_vectors(at.columns, [&](int64_t index, int count) {
+        store_up_to(y + index, load_up_to(x + index, count) * load_up_to(x2 + index, count), count);
+      });
+    case MIDSPAN_CPU_OP_SCALE:
+      return scale_row(x, at.real, at.columns, y);
+    default: {
+      const float factor = to_float(*x2);
+      return scale_row(x, at.code != 0 ? 1.0f / (1.0f + exponential(-factor)) : factor, at.columns, y);
+    }
+  }
 }
 
 /// Sum of squares, in four chains a vector wide.
@@ -254,6 +260,21 @@ int32_t embedding(Context& context, int32_t format, const void* table, int64_t t
       }
     };
     for_row_parts(context, rows, columns, embed);
+    return MIDSPAN_CPU_OK;
+  });
+}
+
+int32_t combine(Context& context, const midspan_cpu_instruction& at, int64_t rows) {
+  return with_type(at.type, [&](auto element) {
+    using T = decltype(element);
+    auto run = [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        const T* x = static_cast<const T*>(at.x.data) + row * at.x.stride;
+        const T* x2 = static_cast<const T*>(at.x2.data) + row * at.x2.stride;
+        combine_row(at, x, x2, static_cast<T*>(at.y.data) + row * at.y.stride);
+      }
+    };
+    for_row_parts(context, rows, at.columns, run);
     return MIDSPAN_CPU_OK;
   });
 }

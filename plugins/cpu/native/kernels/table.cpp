@@ -49,6 +49,9 @@ Function<&Kernels::sample> sample;
 Function<&Kernels::write_cache> write_cache;
 Function<&Kernels::run_attention> run_attention;
 Function<&Kernels::read_memory> read_memory;
+Function<&Kernels::run_route> run_route;
+Function<&Kernels::run_experts> run_experts;
+Function<&Kernels::combine> combine;
 }  // namespace MIDSPAN_ISA_ELSEWHERE
 
 namespace MIDSPAN_ISA {
@@ -70,6 +73,9 @@ const Kernels kernels = {
     others::write_cache,
     others::run_attention,
     others::read_memory,
+    others::run_route,
+    others::run_experts,
+    others::combine,
 };
 
 }  // namespace MIDSPAN_ISA

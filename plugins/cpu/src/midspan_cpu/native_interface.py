@@ -129,6 +129,56 @@ class SamplingConfig(Structure):
     ]
 
 
+class RouteConfig(Structure):
+    """``midspan_cpu_route``: how experts are chosen."""
+
+    _fields_ = [
+        ("bias", c_void_p),
+        ("experts", c_int64),
+        ("chosen", c_int64),
+        ("groups", c_int64),
+        ("top_groups", c_int64),
+        ("type", c_int32),
+        ("sigmoid", c_int32),
+        ("two_largest", c_int32),
+        ("normalize", c_int32),
+        ("scale", c_float),
+    ]
+
+
+class MatricesConfig(Structure):
+    """``midspan_cpu_matrices``: one packed matrix of each expert."""
+
+    _fields_ = [
+        ("packed", c_void_p),
+        ("bytes", c_int64),
+        ("strip_bytes", c_int64),
+        ("bias", c_void_p),
+        ("bias_stride", c_int64),
+        ("format", c_int32),
+        ("group", c_int32),
+    ]
+
+
+class ExpertsConfig(Structure):
+    """``midspan_cpu_experts``: what stays the same between calls of one layer of experts."""
+
+    _fields_ = [
+        ("gate", MatricesConfig),
+        ("up", MatricesConfig),
+        ("down", MatricesConfig),
+        ("experts", c_int64),
+        ("chosen", c_int64),
+        ("hidden", c_int64),
+        ("inner", c_int64),
+        ("type", c_int32),
+        ("function", c_int32),
+        ("limit", c_float),
+        ("slope", c_float),
+        ("up_offset", c_float),
+    ]
+
+
 OPERATIONS = {
     "linear": 0,
     "rms_norm": 1,
@@ -139,6 +189,12 @@ OPERATIONS = {
     "select_rows": 6,
     "write_cache": 7,
     "attention": 8,
+    "route": 20,
+    "experts": 21,
+    "scale_rows": 22,
+    "add": 23,
+    "multiply": 24,
+    "scale": 25,
 }
 """Codes of what an instruction runs."""
 

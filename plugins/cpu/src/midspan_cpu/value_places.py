@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from midspan.interface import Bounds, Graph, Node
+from midspan.interface import Bounds, Graph, Node, Value
 from midspan.interface.graph import ACTIVATION
 from midspan.runtimes.torch.element_types import torch_type
 
@@ -134,11 +134,19 @@ def _wanted(graph: Graph, native: set[str]) -> set[str]:
     for node in reversed(graph.nodes):
         if node.op == "split" and any(name in touched for name in (*node.inputs, *node.outputs)):
             touched.update(node.inputs, node.outputs)
-    return {
-        name
-        for name in touched
-        if len(graph.values[name].shape) == 2 and graph.values[name].dtype in (ACTIVATION, "float32")
-    }
+    return {name for name in touched if _is_matrix(graph.values[name])}
+
+
+def _is_matrix(value: Value) -> bool:
+    """Of two sizes, the second one known; block tables and the likes are not."""
+    known = len(value.shape) == 2 and isinstance(value.shape[1], int)
+    return known and value.dtype in (ACTIVATION, "float32", "int32")
+
+
+def _type(value: Value, bounds: Bounds) -> torch.dtype:
+    if value.dtype == "int32":
+        return torch.int32
+    return torch_type(bounds.dtype if value.dtype == ACTIVATION else value.dtype)
 
 
 def _owners(graph: Graph, wanted: set[str]) -> dict[str, str]:
@@ -178,13 +186,13 @@ def _part(graph: Graph, node: Node, name: str, whole: Place) -> Place:
 def _place(graph: Graph, name: str, offset: int, bounds: Bounds) -> Place:
     value = graph.values[name]
     columns = int(value.shape[1])
-    dtype = torch_type(bounds.dtype if value.dtype == ACTIVATION else value.dtype)
+    dtype = _type(value, bounds)
     return Place(offset=offset, stride=columns, columns=columns, rows=str(value.shape[0]), dtype=dtype)
 
 
 def _bytes(graph: Graph, name: str, bounds: Bounds) -> int:
     value = graph.values[name]
     rows = {"T": bounds.max_tokens, "S": bounds.max_sampled_rows}[str(value.shape[0])]
-    dtype = torch_type(bounds.dtype if value.dtype == ACTIVATION else value.dtype)
+    dtype = _type(value, bounds)
     size = rows * int(value.shape[1]) * dtype.itemsize
     return -(-size // ALIGNMENT) * ALIGNMENT

@@ -18,8 +18,11 @@ from midspan_cpu.native_interface import (
     DENSE_FORMATS,
     OPERATIONS,
     SCALED_FORMATS,
+    ExpertsConfig,
     Instruction,
+    MatricesConfig,
     Matrix,
+    RouteConfig,
     Step,
     WeightConfig,
 )
@@ -219,6 +222,76 @@ class Kernels:
         )
         return y
 
+    def combine(
+        self, op: str, x: Array, x2: Array | None = None, *, factor: float = 1.0, sigmoid: bool = False
+    ) -> Array:
+        y = np.full(x.shape, 77, x.dtype)
+        places = {"x": matrix(x), "y": matrix(y)} if x2 is None else {"x": matrix(x), "x2": matrix(x2), "y": matrix(y)}
+        size = {"columns": x.shape[1], "real": factor, "code": int(sigmoid)}
+        self._run(op, len(x), type=code_of(x), **size, **places)
+        return y
+
+    def route(
+        self,
+        logits: Array,
+        bias: Array | None,
+        *,
+        top_k: int,
+        scoring: str,
+        normalize: bool,
+        groups: int,
+        top_groups: int,
+        group_scoring: str,
+        scale: float,
+    ) -> tuple[Array, Array]:
+        ids, shares = np.full((len(logits), top_k), 77, np.int32), np.full((len(logits), top_k), 77, np.float32)
+        config = RouteConfig(
+            bias=None if bias is None else address(bias),
+            experts=logits.shape[1],
+            chosen=top_k,
+            groups=groups,
+            top_groups=top_groups,
+            type=code_of(logits),
+            sigmoid=int(scoring == "sigmoid"),
+            two_largest=int(group_scoring == "two_largest"),
+            normalize=int(normalize),
+            scale=scale,
+        )
+        self._run("route", len(logits), config=addressof(config), x=matrix(logits), y=matrix(ids), y2=matrix(shares))
+        return ids, shares
+
+    def experts(
+        self,
+        x: Array,
+        ids: Array,
+        shares: Array,
+        matrices: tuple[MatricesConfig, MatricesConfig, MatricesConfig],
+        *,
+        experts: int,
+        inner: int,
+        function: str = "silu",
+        limit: float = np.inf,
+        slope: float = 1.0,
+        up_offset: float = 0.0,
+    ) -> Array:
+        """Gate, up and down as the kernel takes them."""
+        y = np.full(x.shape, 77, x.dtype)
+        config = ExpertsConfig(
+            *matrices,
+            experts=experts,
+            chosen=ids.shape[1],
+            hidden=x.shape[1],
+            inner=inner,
+            type=code_of(x),
+            function=GATE_FUNCTIONS[function],
+            limit=limit,
+            slope=slope,
+            up_offset=up_offset,
+        )
+        places = {"x": matrix(x), "x2": matrix(ids), "y": matrix(y), "y2": matrix(shares)}
+        self._run("experts", len(x), config=addressof(config), **places)
+        return y
+
     def argmax(self, logits: Array) -> tuple[Array, Array]:
         ids, failed = np.full(len(logits), 77, np.int32), np.full(len(logits), 77, np.uint8)
         self.library.argmax(address(logits), stride(logits), *logits.shape, address(ids), address(failed))
@@ -311,6 +384,7 @@ class NativeArrays:
     aligned_bytes = staticmethod(aligned_bytes)
     cache_numbers = staticmethod(cache_numbers)
     cache_scales = staticmethod(cache_scales)
+    address = staticmethod(address)
     CacheBatch = CacheBatch
 
 

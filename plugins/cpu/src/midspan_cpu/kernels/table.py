@@ -7,21 +7,34 @@ from collections.abc import Callable, Sequence
 from midspan.errors import PluginError
 from midspan.interface import Kernel, KernelSite, No, Support
 from midspan.runtimes.torch.preparation import Preparation
-from midspan_cpu.kernels import native_attention, native_linear, native_sampling, onednn_linear
+from midspan_cpu.kernels import (
+    native_arithmetic,
+    native_attention,
+    native_experts,
+    native_linear,
+    native_sampling,
+    onednn_linear,
+)
 from midspan_cpu.kernels.native_rows import NativeRows
 from midspan_cpu.native_library import NativeLibrary, load_native_library
 
 NATIVE_OPERATIONS = (
+    "add",
     "add_rms_norm",
     "attention",
     "embedding",
+    "experts",
     "gated",
     "gated_pair",
     "linear",
     "logits",
+    "multiply",
     "rms_norm",
     "rotary",
+    "route",
     "sample",
+    "scale",
+    "scale_rows",
     "select_rows",
 )
 """Operations for which the native library has a kernel."""
@@ -48,6 +61,8 @@ class KernelSet:
             return [*table, *(_refusing(op, self.missing) for op in NATIVE_OPERATIONS)]
         table += native_linear.kernels(preparation, self.native)
         table += NativeRows(preparation, self.native).kernels()
+        table += native_arithmetic.kernels(self.native)
+        table += native_experts.kernels(preparation, self.native)
         table += native_attention.kernels(preparation, self.native)
         table += native_sampling.kernels(self.native)
         return table
