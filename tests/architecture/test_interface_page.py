@@ -8,12 +8,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import midspan.interface
 from midspan.devices.contract import check_plugin, check_probe_answer
 from midspan.devices.interface_version import check_interface
-from midspan.interface import OPERATIONS, Unavailable, hooks
+from midspan.interface import OPERATIONS, StoredTensor, Unavailable, hooks
+from midspan.weights.published.catalogue import read_quantized
+from midspan.weights.quantization import dequantize
+from midspan.weights.stored_tensor import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,3 +74,17 @@ def test_the_examples_of_the_hooks_do_what_the_hooks_ask_for() -> None:
     check_interface(plugin, "midspan-mychip")
     assert isinstance(check_probe_answer(plugin, plugin.probe()), Unavailable)
     assert list(names["midspan_architectures"]()) == ["DreamForCausalLM"]
+    data, scale = np.arange(6, dtype=np.int8).reshape(2, 3), np.array([0.5, 2.0], np.float16)
+    config = {"quantization_config": {"quant_method": "bytes"}}
+    tensors = {name: stored(name, array) for name, array in (("a.qbytes", data), ("a.qscale", scale))}
+    checkpoint = Checkpoint(path=ROOT, config=config, generation_config={}, tensors=tensors)
+    read = read_quantized(checkpoint, readers=names["midspan_quantizations"]()).tensors
+    assert list(read) == ["a.weight"]
+    assert dequantize(read["a.weight"].packed()).tolist() == (data * scale[:, None]).tolist()
+
+
+def stored(name: str, array: np.ndarray) -> StoredTensor:
+    kind = str(array.dtype)
+    return StoredTensor(
+        name=name, shape=array.shape, format="dense", dtype=kind, nbytes=array.nbytes, read=lambda: {"data": array}
+    )

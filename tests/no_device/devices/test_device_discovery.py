@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from midspan.devices.discovery import DeviceCatalogue, ProbeFailed, architectures, discover, load_plugins
+from midspan.devices.discovery import DeviceCatalogue, ProbeFailed, architectures, discover, load_plugins, quantizations
 from midspan.devices.interface_version import check_interface
 from midspan.devices.selection import describe, select_device
 from midspan.errors import DeviceNotFound, InterfaceMismatch, PluginError
@@ -207,24 +207,41 @@ def test_a_device_that_was_nearly_named_is_suggested(asked: str, meant: str, ins
     assert meant in caught.value.remedy
 
 
-def test_packages_bring_architectures_and_of_two_with_one_name_the_first_is_taken(install: Install) -> None:
-    hook = "from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): return {'Dream': FUNCTION}"
-    install("midspan-one", hook.replace("FUNCTION", "print"))
-    assert architectures(load_plugins())["Dream"] is print
-    install("midspan-two", hook.replace("FUNCTION", "max"))
-    assert architectures(load_plugins())["Dream"] is print
+TABLES = pytest.mark.parametrize(
+    ("hook", "read", "what"),
+    [
+        ("midspan_architectures", architectures, "architecture"),
+        ("midspan_quantizations", quantizations, "quantization"),
+    ],
+)
+
+
+def table_source(hook: str, body: str) -> str:
+    return f"from midspan.interface import hookimpl\n@hookimpl\ndef {hook}(): {body}"
+
+
+@TABLES
+def test_packages_bring_entries_by_name_and_of_two_with_one_name_the_first_is_taken(
+    install: Install, hook: str, read: Callable[..., object], what: str
+) -> None:
+    install("midspan-one", table_source(hook, "return {'Dream': print}"))
+    assert read(load_plugins()) == {"Dream": print}
+    install("midspan-two", table_source(hook, "return {'Dream': max}"))
+    assert read(load_plugins()) == {"Dream": print}
     refused = found_failure(discover(), "midspan-two")
-    assert "'Dream' of midspan-two is already brought by midspan-one" in refused
+    assert f"The {what} 'Dream' of midspan-two is already brought by midspan-one" in refused
 
 
+@TABLES
 @pytest.mark.parametrize(
     "body", ["1 / 0", "raise SystemExit(3)", "return None", "return {'Dream': 5}", "return {7: print}"]
 )
-def test_a_broken_architectures_hook_is_listed_and_hurts_nobody(install: Install, body: str) -> None:
-    install("midspan-bad", f"from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): {body}")
-    good = "from midspan.interface import hookimpl\n@hookimpl\ndef midspan_architectures(): return {'Good': print}"
-    install("midspan-good", good)
-    assert architectures(load_plugins()) == {"Good": print}
+def test_a_broken_hook_of_a_table_is_listed_and_hurts_nobody(
+    install: Install, hook: str, read: Callable[..., object], what: str, body: str
+) -> None:
+    install("midspan-bad", table_source(hook, body))
+    install("midspan-good", table_source(hook, "return {'Good': print}"))
+    assert read(load_plugins()) == {"Good": print}
     assert "midspan-bad" in found_failure(discover(), "midspan-bad")
 
 

@@ -138,8 +138,10 @@ def test_what_has_no_config_cannot_have_dummy_weights(tmp_path: Path) -> None:
 
 def test_a_quantized_config_is_refused_because_its_sizes_would_be_wrong(tmp_path: Path, tiny_config: Config) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny_config(quantization_config={"quant_method": "awq"})))
-    with pytest.raises(UnsupportedModel, match="awq"):
-        open_checkpoint(tmp_path, weights=False)
+    checkpoint = open_checkpoint(tmp_path, weights=False)
+    with pytest.raises(UnsupportedModel, match="awq") as caught:
+        with_dummy_weights(checkpoint, build_graph(checkpoint.config))
+    assert "--quantization" in caught.value.remedy
 
 
 def test_an_unknown_load_format_is_refused() -> None:

@@ -220,10 +220,13 @@ def _judge(loaded: LoadedModel, prompt: Sequence[int], tokens: list[int]) -> lis
     from midspan.conformance.engine_drive import Generated, LoadRequest
     from midspan.conformance.reference_judge import ReferenceJudge
     from midspan.conformance.tiny_model import TinyModel
+    from midspan.devices.discovery import load_plugins, quantizations
     from midspan.weights.checkpoint import open_checkpoint
+    from midspan.weights.published.catalogue import read_quantized
 
     info = loaded.info
-    model = TinyModel(name=info.name, graph=loaded.graph, checkpoint=open_checkpoint(Path(info.path)))
+    checkpoint = read_quantized(open_checkpoint(Path(info.path)), readers=quantizations(load_plugins()))
+    model = TinyModel(name=info.name, graph=loaded.graph, checkpoint=checkpoint)
     generated = Generated(request=LoadRequest(prompt=tuple(prompt), outputs=len(tokens)), index=0, tokens=tokens)
     try:
         ReferenceJudge(model).judge([generated], info.dtype, info.cache_dtype)

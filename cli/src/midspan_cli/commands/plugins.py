@@ -13,8 +13,9 @@ MILLISECONDS = 1000
 def plugins(*, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """List plugins, and errors in loading them.
 
-    A plugin is an installed package that brings devices or model architectures. Each is shown with the version of the
-    interface that it was built against, and how long its import and its probe took; one that cannot be used, with why.
+    A plugin is an installed package that brings devices, model architectures or readers of quantized models. Each is
+    shown with the version of the interface that it was built against, and how long its import and its probe took; one
+    that cannot be used, with why.
     """
     from midspan.devices.interface_version import version_text
     from midspan.interface import INTERFACE_VERSION

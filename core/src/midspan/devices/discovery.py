@@ -14,15 +14,14 @@ and what that prints goes to standard error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from typing import Any
 
 from midspan import __version__
 from midspan.devices.contract import check_plugin, error_text
+from midspan.devices.hook_tables import architectures, asking, implementations, quantizations, table_failures
 from midspan.devices.interface_version import check_interface, version_text
-from midspan.devices.plugin_calls import PATIENCE_SECONDS, plugin_code, prints_as_errors
+from midspan.devices.plugin_calls import PATIENCE_SECONDS, prints_as_errors
 from midspan.devices.plugin_loading import (
     InstalledPlugin,
     PluginFailure,
@@ -55,6 +54,7 @@ __all__ = [
     "architectures",
     "discover",
     "load_plugins",
+    "quantizations",
 ]
 
 BUILT_IN = "midspan"
@@ -131,10 +131,10 @@ def discover(
         patience: seconds of an import or a hook after which a person is told for whom they wait.
     """
     registry = load_plugins(entries, patience=patience)
-    failures = [*registry.failures, *_architectures(registry)[1]]
+    failures = [*registry.failures, *table_failures(registry)]
     core = InstalledPlugin(name="", distribution=BUILT_IN, version=__version__)
     admitted = [(REFERENCE, core)]
-    for owner, hook in _implementations(registry, "midspan_devices"):
+    for owner, hook in implementations(registry, "midspan_devices"):
         try:
             offered = _offered(hook, owner, patience)
         except KeyboardInterrupt:
@@ -200,67 +200,8 @@ def _beaten(device: DiscoveredDevice, taken: DiscoveredDevice) -> PluginFailure:
     return plugin_failure(owner, name, error, interface=version_text(device.plugin.interface))
 
 
-def architectures(registry: PluginRegistry) -> dict[str, Callable[..., Any]]:
-    """Model builders that packages bring: published class name -> builder.
-
-    What a broken package would have brought is left out; ``discover`` records why.
-    """
-    return _architectures(registry)[0]
-
-
-def _architectures(registry: PluginRegistry) -> tuple[dict[str, Callable[..., Any]], list[PluginFailure]]:
-    builders: dict[str, Callable[..., Any]] = {}
-    homes: dict[str, InstalledPlugin] = {}
-    failures = []
-    for owner, hook in _implementations(registry, "midspan_architectures"):
-        try:
-            offered = _offered_builders(hook, owner)
-            for name in offered:
-                if name in homes:
-                    raise PluginError(
-                        f"The architecture '{name}' of {owner.distribution} is already brought by "
-                        f"{homes[name].distribution}.",
-                        plugin=owner.name,
-                        remedy=uninstall_remedy(owner.distribution, homes[name].distribution),
-                    )
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            failures.append(plugin_failure(owner, owner.name, error))
-        else:
-            builders.update(offered)
-            homes.update(dict.fromkeys(offered, owner))
-    return builders, failures
-
-
-def _offered_builders(hook: Callable[[], object], owner: InstalledPlugin) -> dict[str, Callable[..., Any]]:
-    with _asking(owner, "architectures", PATIENCE_SECONDS):
-        offered = hook()
-    if not isinstance(offered, Mapping) or not all(
-        isinstance(name, str) and callable(builder) for name, builder in offered.items()
-    ):
-        raise PluginError(
-            f"The hook midspan_architectures of '{owner.name}' must map class names to builders, not be {offered!r}.",
-            plugin=owner.name,
-            remedy=f"Report it to the makers of {owner.distribution}.",
-        )
-    return dict(offered)
-
-
-def _implementations(registry: PluginRegistry, name: str) -> list[tuple[InstalledPlugin, Callable[[], object]]]:
-    """The packages that implement a hook, in the order of their names, each with its function."""
-    found = getattr(registry.manager.hook, name).get_hookimpls()
-    functions = {implementation.plugin_name: implementation.function for implementation in found}
-    return [(owner, functions[owner.name]) for owner in registry.installed if owner.name in functions]
-
-
-def _asking(owner: InstalledPlugin, what: str, patience: float) -> AbstractContextManager[None]:
-    doing = f"asking the plugin '{owner.name}' of {owner.distribution} for its {what}"
-    return plugin_code(doing, owner.distribution, owner.name, patience=patience)
-
-
 def _offered(hook: Callable[[], object], owner: InstalledPlugin, patience: float) -> Sequence[object]:
-    with _asking(owner, "devices", patience):
+    with asking(owner, "devices", patience):
         offered = hook()
     if not isinstance(offered, (list, tuple)):
         raise _no_devices(owner, offered)

@@ -12,11 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from midspan.devices.contract import check_block_bytes, check_cache, check_memory, check_program, plugin_at_fault
-from midspan.devices.discovery import DeviceCatalogue, architectures, discover
+from midspan.devices.discovery import DeviceCatalogue, architectures, discover, quantizations
 from midspan.devices.selection import SelectedDevice, open_selected, select_device
 from midspan.engine.bounds import choose_bounds
 from midspan.engine.cache_planning import CacheDemand, CachePlan, cache_budget, plan_cache, readable_bytes
@@ -28,10 +28,12 @@ from midspan.interface.cache import Cache, CacheLayout
 from midspan.interface.device import Bounds, Device
 from midspan.interface.graph import Graph
 from midspan.interface.program import Program
+from midspan.interface.weights import QuantizationReader
 from midspan.models.catalogue import ArchitectureBuilder, build_graph
 from midspan.settings import EngineSettings
 from midspan.weights.checkpoint import Checkpoint, open_checkpoint
 from midspan.weights.dummy_weights import with_dummy_weights
+from midspan.weights.published.catalogue import read_quantized
 from midspan.weights.store import LoadProgress
 
 
@@ -83,11 +85,13 @@ class OpenedDevice:
         selected: which it is, and why it was taken.
         device: opened.
         architectures: builders that installed packages bring.
+        quantizations: readers of published quantizations that installed packages bring.
     """
 
     selected: SelectedDevice
     device: Device
     architectures: Mapping[str, ArchitectureBuilder]
+    quantizations: Mapping[str, QuantizationReader] = field(default_factory=dict)
 
 
 def open_device(
@@ -108,7 +112,12 @@ def open_device(
     selected = select_device(found, settings.device)
     report(StartupPhase(name="device", detail=selected.explanation))
     device = open_selected(selected, settings.device_options)
-    return OpenedDevice(selected=selected, device=device, architectures=architectures(found.registry))
+    return OpenedDevice(
+        selected=selected,
+        device=device,
+        architectures=architectures(found.registry),
+        quantizations=quantizations(found.registry),
+    )
 
 
 def load_model(
@@ -142,7 +151,9 @@ def load_model(
             opened = open_device(settings, catalogue=catalogue, report=report)
         device = opened.device
         graph = build_graph(checkpoint.config, architectures=opened.architectures)
-        if not settings.reads_weights:
+        if settings.reads_weights:
+            checkpoint = read_quantized(checkpoint, readers=opened.quantizations)
+        else:
             checkpoint = with_dummy_weights(checkpoint, graph)
         graph = apply_passes(graph)
         report(StartupPhase(name="graph", detail=f"{graph.architecture}, {len(graph.nodes)} nodes"))

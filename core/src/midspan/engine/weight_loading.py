@@ -16,6 +16,7 @@ from midspan.interface.graph import Graph
 from midspan.interface.weights import DENSE, WeightSource
 from midspan.weights.checkpoint import Checkpoint
 from midspan.weights.load_quantization import SCHEMES, QuantizingWeights, Scheme
+from midspan.weights.published.catalogue import method_of, quantization_of
 from midspan.weights.store import CheckpointWeights, LoadProgress
 
 
@@ -109,7 +110,8 @@ def _scheme(asked: str | None, checkpoint: Checkpoint, capabilities: Capabilitie
 
 def published_method(checkpoint: Checkpoint) -> str | None:
     """How the model was quantized when it was published, or None; ``gguf`` for the formats of such files."""
-    named = checkpoint.config.get("quantization_config")
-    if isinstance(named, dict) and named and any(one.format != DENSE for one in checkpoint.tensors.values()):
-        return str(named.get("quant_method"))
-    return "gguf" if any(tensor.format != DENSE for tensor in checkpoint.tensors.values()) else None
+    formats = {tensor.format for tensor in checkpoint.tensors.values()} - {DENSE}
+    if not formats:
+        return None
+    quantization = quantization_of(checkpoint.config)
+    return "gguf" if quantization is None else method_of(quantization)

@@ -29,7 +29,7 @@ from midspan.interface.operations import OPERATIONS, Operation
 from midspan.interface.plugin import DevicePlugin, Found, Unavailable
 from midspan.interface.program import FinishedStep, Logprobs, Program, StepOutput, StepResult
 from midspan.interface.version import INTERFACE_VERSION
-from midspan.interface.weights import PackedTensor, WeightSource
+from midspan.interface.weights import PackedTensor, QuantizationReader, StoredTensor, WeightSource
 
 __all__ = [
     "CACHE_ELEMENT_BYTES",
@@ -66,9 +66,11 @@ __all__ = [
     "PackedTensor",
     "Placement",
     "Program",
+    "QuantizationReader",
     "SamplingBatch",
     "StepOutput",
     "StepResult",
+    "StoredTensor",
     "Support",
     "Unavailable",
     "Value",

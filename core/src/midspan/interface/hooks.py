@@ -13,6 +13,7 @@ from typing import Any
 import pluggy
 
 from midspan.interface.plugin import DevicePlugin
+from midspan.interface.weights import QuantizationReader
 
 PROJECT = "midspan"
 """The name under which hooks are registered."""
@@ -35,6 +36,11 @@ def midspan_devices() -> Sequence[DevicePlugin]:  # type: ignore[empty-body]
 @hookspec
 def midspan_architectures() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
     """Model architectures: published class name -> builder(config, graph_builder)."""
+
+
+@hookspec
+def midspan_quantizations() -> Mapping[str, QuantizationReader]:  # type: ignore[empty-body]
+    """Published quantizations: ``quant_method`` of config.json -> reader(quantization_config, tensors)."""
 
 
 @hookspec

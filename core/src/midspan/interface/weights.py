@@ -28,8 +28,8 @@ once. All arithmetic is float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -59,6 +59,37 @@ class PackedTensor:
     def nbytes(self) -> int:
         """Bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StoredTensor:
+    """One tensor of a checkpoint, not yet read.
+
+    Attributes:
+        name: its published Hugging Face name, ``model.layers.0.self_attn.q_proj.weight``.
+        shape: logical shape, ``[out, in]`` for linear weights.
+        format: ``"dense"``, or a packed format's name, ``"gguf.q4_1"``.
+        dtype: element type of a dense tensor, as in config.json; None for a packed one.
+        nbytes: bytes that it takes in the file.
+        read: gives its parts, see ``PackedTensor``; views of the file where nothing must be rearranged.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    dtype: str | None
+    nbytes: int
+    read: Callable[[], Mapping[str, NDArray[Any]]] = field(repr=False)
+
+    def packed(self) -> PackedTensor:
+        """The content as it is stored; dense tensors keep their element type."""
+        return PackedTensor(name=self.name, shape=self.shape, format=self.format, parts=self.read())
+
+
+QuantizationReader = Callable[[Mapping[str, Any], Mapping[str, StoredTensor]], Mapping[str, StoredTensor]]
+"""Makes weights of a published quantization: (``quantization_config`` of config.json, tensors as the files hold
+them, by name) -> tensors as a graph asks for them, dense or in one of the formats above. What it does not know it
+hands on as it is. It reads nothing big itself: ``StoredTensor.read`` of what it makes does, once a weight is loaded."""
 
 
 class WeightSource(Protocol):

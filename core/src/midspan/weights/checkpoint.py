@@ -2,7 +2,8 @@
 
 It chooses between a folder in the published layout (``config.json`` and
 safetensors) and a GGUF file, and knows no container itself. It finds nothing and
-downloads nothing: ``resolve`` does.
+downloads nothing: ``resolve`` does. What a model was quantized with when it was
+published is not looked at: ``published`` makes weights of such tensors.
 
 Invariant: nothing is ever unpickled; a folder of pickled weights is refused.
 """
@@ -81,13 +82,6 @@ def _open_config(path: Path) -> Checkpoint:
 
 def _read_folder(folder: Path, tensors: Mapping[str, StoredTensor]) -> Checkpoint:
     config = _read_object(folder / "config.json")
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-        raise UnsupportedModel(
-            f"{folder} is quantized with {method or 'an unnamed method'}, which cannot be read from safetensors here.",
-            remedy="Take the unquantized model, or a GGUF file of it.",
-        )
     generation = folder / "generation_config.json"
     return Checkpoint(
         path=folder,

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from midspan.errors import UnsupportedModel
 from midspan.interface.graph import Graph, Weight
 from midspan.interface.weights import DENSE
+from midspan.weights.published.catalogue import method_of, quantization_of
 from midspan.weights.stored_tensor import DENSE_DTYPES, Checkpoint, StoredTensor
 
 _CHUNK = 1 << 20
@@ -43,7 +45,18 @@ def with_dummy_weights(checkpoint: Checkpoint, graph: Graph) -> Checkpoint:
 
     Returns:
         The same checkpoint with other tensors; none of their numbers is made yet.
+
+    Raises:
+        UnsupportedModel: the published model is quantized, so that random tensors would have other sizes.
     """
+    quantization = quantization_of(checkpoint.config)
+    if quantization is not None:
+        raise UnsupportedModel(
+            f"{checkpoint.path} is quantized with {method_of(quantization)}, and random weights are made in "
+            "16 or 32 bits: sizes and times would be wrong.",
+            remedy="Remove 'quantization_config' from a copy of config.json, and quantize the random weights: "
+            "--quantization int8, w8a16, int4 or fp8.",
+        )
     dtype = checkpoint.dtype or "float32"
     size = DENSE_DTYPES[dtype].itemsize
     tensors = {

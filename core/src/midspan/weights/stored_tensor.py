@@ -1,4 +1,4 @@
-"""What a checkpoint holds: named tensors that stay mapped until they are read.
+"""What a checkpoint holds: named tensors that stay mapped until they are read, ``StoredTensor`` of the interface.
 
 It knows no file format; the modules that do (``gguf_checkpoint``,
 ``safetensors_checkpoint``) fill these records.
@@ -6,16 +6,17 @@ It knows no file format; the modules that do (``gguf_checkpoint``,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from numpy.typing import NDArray
 
-from midspan.interface.weights import DENSE, PackedTensor
+from midspan.interface.weights import DENSE, StoredTensor
+
+__all__ = ["DENSE_DTYPES", "Checkpoint", "StoredTensor"]
 
 DENSE_DTYPES: Mapping[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
@@ -23,31 +24,6 @@ DENSE_DTYPES: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 """Element types in which a dense weight travels to a device."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StoredTensor:
-    """One tensor of a checkpoint.
-
-    Attributes:
-        name: its published Hugging Face name, ``model.layers.0.self_attn.q_proj.weight``.
-        shape: logical shape, ``[out, in]`` for linear weights.
-        format: ``"dense"``, or a packed format's name, ``"gguf.q4_1"``.
-        dtype: element type of a dense tensor, as in config.json; None for a packed one.
-        nbytes: bytes that it takes in the file.
-        read: gives its parts, see ``PackedTensor``; views of the file where nothing must be rearranged.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    format: str
-    dtype: str | None
-    nbytes: int
-    read: Callable[[], Mapping[str, NDArray[Any]]] = field(repr=False)
-
-    def packed(self) -> PackedTensor:
-        """The content as it is stored; dense tensors keep their element type."""
-        return PackedTensor(name=self.name, shape=self.shape, format=self.format, parts=self.read())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

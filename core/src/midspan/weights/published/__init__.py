@@ -1,0 +1,1 @@
+"""Readers of published quantized checkpoints, one file a format."""

@@ -1,0 +1,1 @@
+"""An example: models whose weights are -1, 0 and 1."""
