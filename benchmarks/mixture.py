@@ -1,7 +1,8 @@
 """A random mixture of experts on the cpu device: native experts, portable ones, and transformers.
 
 The model has the shape of Qwen3-MoE: 8 layers, 1,024 wide, 32 experts of 768, four for each token, 0.65 billion
-numbers in bfloat16. Each engine has a process of its own, and they take turns. Times are the smallest of the repetitions:
+numbers in bfloat16. Each engine has a process of its own, and they take turns. Times are the smallest of the
+repetitions:
 milliseconds a step of decode (with one stream and with 16), and of a prefill of 512 tokens.
 
     python benchmarks/mixture.py [--threads 2] [--repetitions 3] [--quantization int8]
